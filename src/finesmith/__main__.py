@@ -1,0 +1,5 @@
+"""`python -m finesmith` is the command `finesmith`."""
+
+from finesmith.cli import main
+
+main()

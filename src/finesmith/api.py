@@ -1,0 +1,121 @@
+"""The Python API: the same names and behaviour as the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finesmith.run import Listener, read_json, read_state
+
+if TYPE_CHECKING:
+    from finesmith.workflows.apply import TunedModel
+
+
+class TunedRun:
+    """A run: its folder, its verdict, and its model, loaded at the first prediction."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.state = read_state(self.folder)
+        self._model: TunedModel | None = None
+
+    def __repr__(self) -> str:
+        return f"TunedRun({str(self.folder)!r}, {self.state})"
+
+    @property
+    def verdict(self) -> dict[str, Any]:
+        """The verdict as in verdict.json: task, metric, baselines, tuned, gain, overfitting, conclusion.
+
+        Raises RunError when the run has not come so far.
+        """
+        return read_json(self.folder / "verdict.json")  # type: ignore[no-any-return]
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """Every metric of every split with its interval, as in scores.json."""
+        return read_json(self.folder / "scores.json")  # type: ignore[no-any-return]
+
+    @property
+    def report(self) -> Path:
+        """The report, one HTML file."""
+        return self.folder / "report.html"
+
+    @property
+    def model(self) -> TunedModel:
+        """The tuned model.
+
+        Raises RunError when the run has not finished.
+        """
+        if self._model is None:
+            from finesmith.workflows.apply import load_run
+
+            self._model = load_run(str(self.folder))
+        return self._model
+
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """Return a dictionary for each text: prediction, and confidence and probabilities where the task has them.
+
+        Raises DataError when pairs are missing or not wanted.
+        """
+        if isinstance(texts, str):
+            raise TypeError("predict takes a list of texts; got one string: write run.predict([text])")
+        if not texts:
+            return []
+        columns = self.model.task.columns(self.model.outputs(list(texts), None if pairs is None else list(pairs)))
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def evaluate(self, data: str, *, text: str | None = None, label: str | None = None) -> dict[str, Any]:
+        """Score the model on another labelled file; return scores with intervals."""
+        from finesmith.workflows.apply import evaluate_file
+
+        return evaluate_file(str(self.folder), data, text=text, label=label)
+
+
+def tune(
+    data: str | Path | Sequence[str] | Mapping[str, Any],
+    *,
+    model: str | None = None,
+    out: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    listeners: Sequence[Listener] = (),
+) -> TunedRun:
+    """Tune a model and return the run.
+
+    data: a file, several, a folder, a hub id, a recipe file, or a recipe as a dictionary; model: the base model;
+    settings: recipe values by dotted key, such as {"train.epochs": 3}. Raises FinesmithError with one clear message.
+    """
+    from finesmith.workflows.tune import tune as run_tune
+
+    values = dict(settings or {})
+    if model is not None:
+        values["model.base"] = model
+    recipe = _recipe(data, values)
+    return TunedRun(run_tune(recipe, out=None if out is None else str(out), command="finesmith.tune", listeners=listeners))
+
+
+def _recipe(data: Any, values: Mapping[str, Any]) -> Any:
+    from finesmith.recipe import from_dict, load, replace
+
+    if isinstance(data, Mapping):
+        recipe = from_dict(dict(data))
+    elif isinstance(data, str | Path):
+        recipe = load(data)
+    else:
+        recipe = from_dict({"data": {"train": [str(item) for item in data]}})
+    return replace(recipe, values) if values else recipe
+
+
+def resume(folder: str | Path, *, force: bool = False, listeners: Sequence[Listener] = ()) -> TunedRun:
+    """Go on with an interrupted run and return it."""
+    from finesmith.workflows.tune import resume as run_resume
+
+    return TunedRun(run_resume(str(folder), force=force, listeners=listeners))
+
+
+def load(folder: str | Path) -> TunedRun:
+    """Open a run folder.
+
+    Raises RunError when it is none.
+    """
+    return TunedRun(folder)

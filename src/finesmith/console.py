@@ -1,0 +1,117 @@
+"""What a terminal shows while a run goes on: notes, a bar with rate, loss and time left; nothing when piped."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+SEVERITY = {"error": "red", "warning": "yellow", "info": "dim"}
+
+
+class Display:
+    """Listens to a run's events and shows them on standard error.
+
+    On a terminal: coloured notes and a live bar. Elsewhere: plain lines for what matters, no bar. quiet: nothing.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        from rich.console import Console
+
+        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self.live = self.console.is_terminal and not quiet
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._latest: dict[str, Any] = {}
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        """Show one event."""
+        kind = str(event["event"])
+        show = {
+            "stage": self._stage,
+            "note": lambda e: self._say(str(e["message"]), "dim"),
+            "audit": lambda e: self._say(f"audit: {e['message']}", SEVERITY[str(e["severity"])]),
+            "baseline": self._baseline,
+            "step": self._step,
+            "embedding": lambda e: self._bar("embedding", int(e["done"]), int(e["total"]), "texts", ""),
+            "evaluation": self._evaluation,
+            "early_stop": lambda e: self._say(f"stopped early: {e['message']}", "yellow"),
+            "test_opened": lambda e: self._say(f"test split opened ({e['examples']:,} examples)", "dim"),
+            "lr_range": lambda e: self._say(f"learning-rate range test suggests {e['suggestion']:g}", "dim"),
+            "verdict": self._verdict,
+        }.get(kind)
+        if show is not None:
+            show(event)
+
+    def close(self) -> None:
+        """Take the bar down."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+            self._tasks.clear()
+
+    def _say(self, text: str, style: str = "") -> None:
+        self.console.print(printable(text), style=style or None, markup=False)
+
+    def _stage(self, event: Mapping[str, Any]) -> None:
+        self.close()
+        self.console.print(f"{event['name']}", style="bold")
+
+    def _baseline(self, event: Mapping[str, Any]) -> None:
+        self.close()
+        if event["skipped"]:
+            self._say(f"baseline {event['name']}: skipped, {event['skipped']}", "dim")
+        elif event["value"] is not None:
+            self._say(f"baseline {event['name']}: validation {event['metric']} {event['value']:.4f}")
+
+    def _evaluation(self, event: Mapping[str, Any]) -> None:
+        self._latest["value"] = f"{event['metric']} {event['value']:.4f}"
+        self._say(
+            f"step {event['step']}: train loss {event['train_loss']:.4f}, validation loss "
+            f"{event['validation_loss']:.4f}, {event['metric']} {event['value']:.4f}"
+        )
+
+    def _step(self, event: Mapping[str, Any]) -> None:
+        told = f"loss {event['loss']:.4f} {self._latest.get('value', '')}"
+        self._bar("training", int(event["step"]), int(event["total"]), "steps", told)
+
+    def _verdict(self, event: Mapping[str, Any]) -> None:
+        self.close()
+        self.console.print()
+        self._say(str(event["conclusion"]), "bold green" if event["better"] else "bold yellow")
+
+    def _bar(self, name: str, done: int, total: int, unit: str, told: str) -> None:
+        if not self.live:
+            return
+        if self._progress is None:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(elapsed_when_finished=True),
+                TextColumn("{task.fields[told]}"),
+                console=self.console,
+                transient=True,
+            )
+            self._progress.start()
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=total, completed=0, rate="", told="")
+        task = self._progress.tasks[self._progress.task_ids.index(self._tasks[name])]
+        rate = f"{task.speed:.1f} {unit}/s" if task.speed else ""
+        self._progress.update(self._tasks[name], completed=done, total=total, rate=rate, told=told)
+
+
+def printable(text: str) -> str:
+    """Return text without control characters, so that data cannot drive the terminal."""
+    return "".join(c if c == "\n" or (c.isprintable()) else "�" for c in text)
+
+
+def complain(message: str) -> None:
+    """Print an error to standard error."""
+    sys.stderr.write(f"finesmith: {printable(message)}\n")

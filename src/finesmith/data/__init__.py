@@ -1,0 +1,1 @@
+"""Read, inspect, clean, split and tokenise the texts of a run."""

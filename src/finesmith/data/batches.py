@@ -1,0 +1,104 @@
+"""Which examples make up each batch, in which order; and ragged batches from token arrays.
+
+Everything here is a pure function of (seed, epoch, position): nothing has to be stored to go on where a run stopped,
+and nothing depends on how many devices share the work.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from finesmith.types import Batch
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+    from finesmith.data.tokens import Tokens
+
+    IntArray = npt.NDArray[np.int64]
+
+
+@lru_cache(maxsize=2)
+def permutation(count: int, *, seed: int, epoch: int) -> IntArray:
+    """Return the order of the `count` examples in one epoch, int64 [count]."""
+    import numpy as np
+
+    return np.random.Generator(np.random.PCG64([seed, epoch, 0x5A3B1E])).permutation(count)
+
+
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """Return the number of batches in an epoch; the last one may be smaller."""
+    return math.ceil(count / batch_size)
+
+
+def batch_positions(count: int, batch_size: int, *, seed: int, step: int) -> IntArray:
+    """Return the positions of the examples in the batch of optimiser step `step` (from 0)."""
+    per_epoch = steps_per_epoch(count, batch_size)
+    epoch, place = divmod(step, per_epoch)
+    return permutation(count, seed=seed, epoch=epoch)[place * batch_size : (place + 1) * batch_size]
+
+
+def micro_batches(positions: IntArray, lengths: npt.NDArray[np.integer], size: int) -> list[IntArray]:
+    """Cut one batch into micro-batches of at most `size`, each of neighbouring lengths, shortest first.
+
+    `lengths[p]` is the number of tokens of the example at position p. Ties keep the order of `positions`.
+    """
+    import numpy as np
+
+    ordered = positions[np.argsort(lengths[positions], kind="stable")]
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def in_length_order(lengths: npt.NDArray[np.integer], tokens_per_batch: int, size: int) -> Iterator[IntArray]:
+    """Yield all positions, longest first, in batches of at most `size` sequences and about `tokens_per_batch` tokens.
+
+    For prediction, where order is free: equal lengths fall together, and memory peaks in the first batch.
+    """
+    import numpy as np
+
+    order = np.argsort(-lengths.astype(np.int64), kind="stable")
+    start = 0
+    while start < len(order):
+        take = max(1, min(size, tokens_per_batch // max(1, int(lengths[order[start]]))))
+        # ascending inside the batch, as a ragged batch wants it
+        yield order[start : start + take][::-1]
+        start += take
+
+
+def ragged(
+    tokens: Tokens,
+    positions: IntArray,
+    *,
+    ids: IntArray,
+    targets: torch.Tensor | None = None,
+    device: str | torch.device = "cpu",
+) -> Batch:
+    """Lay the sequences at `positions` end to end.
+
+    `positions` must be in ascending order of length; `ids` (int64 [N]) and `targets` ([N] or [N, C]) belong to all of
+    `tokens` and are indexed by position.
+    """
+    import numpy as np
+    import torch
+
+    starts = tokens.offsets[positions]
+    lengths = tokens.offsets[positions + 1] - starts
+    ends = np.cumsum(lengths)
+    index = np.arange(int(ends[-1])) + np.repeat(starts - (ends - lengths), lengths)
+    flat = torch.from_numpy(tokens.tokens[index].astype(np.int64))
+    segments = None
+    if tokens.segments is not None:
+        segments = torch.from_numpy(tokens.segments[index].astype(np.int64)).to(device)
+    chosen = torch.from_numpy(np.ascontiguousarray(positions))
+    return Batch(
+        tokens=flat.to(device),
+        lengths=torch.from_numpy(lengths.astype(np.int64)).to(device),
+        segments=segments,
+        targets=None if targets is None else targets[chosen].to(device),
+        ids=torch.from_numpy(ids[positions]),
+    )

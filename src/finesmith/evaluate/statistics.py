@@ -1,0 +1,330 @@
+"""Intervals, paired tests and the smallest difference a test set can show.
+
+Everything here works on influences (see `influence`): row values whose mean is the metric or the difference of two.
+Rows that share a group (a customer, a document) are resampled and tested as one unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from finesmith.evaluate.influence import influence
+from finesmith.evaluate.metrics import METRICS, measure
+from finesmith.types import Score
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from finesmith.evaluate.metrics import Array, Floats, Kind
+
+LEVEL = 0.95
+ALPHA = 0.05
+POWER = 0.8
+RESAMPLES = 2000
+CHUNK = 4_000_000
+
+Scale = Literal["unit", "signed", "positive", "below_one"]
+SCALES: dict[str, Scale] = {
+    "accuracy": "unit",
+    "macro_f1": "unit",
+    "micro_f1": "unit",
+    "auroc": "unit",
+    "subset_accuracy": "unit",
+    "hamming_accuracy": "unit",
+    "calibration_error": "unit",
+    "mcc": "signed",
+    "spearman": "signed",
+    "pearson": "signed",
+    "log_loss": "positive",
+    "rmse": "positive",
+    "mae": "positive",
+    "r2": "below_one",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A gain (positive is better) with its 95 percent interval, the p-value of `test` and what could have shown."""
+
+    gain: float
+    low: float
+    high: float
+    p_value: float
+    test: str
+    smallest_detectable: float | None
+
+
+def bootstrap(
+    kind: Kind,
+    targets: Array,
+    predictions: Array,
+    groups: Sequence[object] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    metrics: Sequence[str] | None = None,
+) -> dict[str, Score | None]:
+    """Measure `metrics` (default: all of `kind`) with 95 percent bootstrap intervals; None for an undefined metric.
+
+    Rows, or whole groups, are drawn with replacement and each metric is recomputed to first order through its
+    influences on a scale where it has no bounds (log-odds, Fisher's z, logarithm), so that an interval never leaves
+    the metric's range. The percentiles are widened by Student's t and sqrt(n / (n - 1)) (Hesterberg 2015, "What
+    teachers should know about the bootstrap"), because plain percentiles are too narrow for few units. BCa is not
+    used: its acceleration needs a jackknife, and the scales already make the intervals follow the skewness. A score
+    at the end of its scale (nothing wrong, or nothing right) has no such interval: a share of right rows takes the
+    exact binomial bound, other metrics none. Intervals from fewer than about 20 groups are too narrow.
+    """
+    import numpy as np
+
+    values = measure(kind, targets, predictions)
+    names = METRICS[kind] if metrics is None else metrics
+    columns = {name: influence(kind, name, targets, predictions) for name in names if values[name] is not None}
+    parts = {name: column for name, column in columns.items() if column is not None}
+    scores: dict[str, Score | None] = dict.fromkeys(names)
+    if not parts:
+        return scores
+    units = unit_sums(np.column_stack(list(parts.values())), groups)
+    deviations = _resampled_means(units, len(targets), resamples, seed)
+    for position, name in enumerate(parts):
+        value = values[name]
+        if value is not None:
+            scores[name] = _interval(name, value, deviations[:, position], len(units))
+    return scores
+
+
+def paired(
+    kind: Kind,
+    metric: str,
+    targets: Array,
+    tuned: Array,
+    baseline: Array,
+    higher_is_better: bool,
+    groups: Sequence[object] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two models on the same rows: gain of `tuned` over `baseline`, positive where `tuned` is better.
+
+    `targets` and both predictions are as `checked` returns them. Ungrouped shares of right rows take the exact
+    McNemar test; everything else `sign_flip` on the rows' differences.
+
+    Raises ValueError when the metric is undefined for either.
+    """
+    import numpy as np
+
+    sides = []
+    for predictions in (tuned, baseline):
+        value, effect = measure(kind, targets, predictions)[metric], influence(kind, metric, targets, predictions)
+        if value is None or effect is None:
+            raise ValueError(f"{metric} is undefined on these rows, so two models cannot be compared by it")
+        sides.append(effect + value)
+    differences = (sides[0] - sides[1]) * (1.0 if higher_is_better else -1.0)
+    gain, low, high = _gain_interval(differences, groups, resamples, seed)
+    if groups is None and metric in ("accuracy", "subset_accuracy"):
+        # Differences are 1, 0 or -1 up to rounding.
+        p_value = mcnemar(differences > 0.5, differences < -0.5)
+        smallest = smallest_share_difference(len(differences), float(np.mean(np.abs(differences) > 0.5)))
+        return Comparison(gain, low, high, p_value, "exact McNemar", smallest)
+    tested = differences
+    if metric in ("rmse", "r2"):
+        # Which model has the larger squared errors is the same question, and equal models swap these exactly.
+        tested = (baseline - targets) ** 2 - (tuned - targets) ** 2
+    p_value = sign_flip(tested, groups, resamples, seed)
+    return Comparison(gain, low, high, p_value, "paired sign-flip", smallest_difference(differences, groups))
+
+
+def mcnemar(correct_a: npt.NDArray[np.bool_], correct_b: npt.NDArray[np.bool_]) -> float:
+    """Return the exact two-sided p-value of McNemar's test (1947) that two models are right equally often.
+
+    Only rows that one model has right and the other wrong count; bool arrays [N]; 1 where there are none.
+    """
+    from scipy.stats import binomtest
+
+    only_a, only_b = int((correct_a & ~correct_b).sum()), int((correct_b & ~correct_a).sum())
+    return float(binomtest(only_a, only_a + only_b, 0.5).pvalue) if only_a + only_b else 1.0
+
+
+def paired_bootstrap(
+    differences: Floats, groups: Sequence[object] | None = None, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float, float, float]:
+    """Return (gain, low, high, p) of the mean of per-row differences [N].
+
+    low and high are the widened percentiles of `bootstrap`; p is that of `sign_flip`, which keeps its size.
+    """
+    gain, low, high = _gain_interval(differences, groups, resamples, seed)
+    return gain, low, high, sign_flip(differences, groups, resamples, seed)
+
+
+def sign_flip(
+    differences: Floats, groups: Sequence[object] | None = None, resamples: int = RESAMPLES, seed: int = 0
+) -> float:
+    """Return the two-sided p-value of the hypothesis that the mean difference is 0.
+
+    Were the models equal, each unit's difference (row or group sum) could as well have the other sign: p is the share
+    of random signs whose mean is at least as far from 0, the observed one counted (Fisher's randomisation test; at
+    most its level also in small samples: Phipson and Smyth 2010).
+    """
+    import numpy as np
+
+    sums = unit_sums(differences[:, None], groups)[:, 0]
+    sums = sums[np.abs(sums) > 1e-12]
+    if not sums.size:
+        return 1.0
+    observed = abs(float(sums.sum()))
+    rng = np.random.default_rng([seed, 1])
+    as_far = 0
+    for rows in _chunks(resamples, sums.size):
+        signs = rng.integers(0, 2, size=(rows, sums.size), dtype=np.int8)
+        flipped = 2.0 * (signs @ sums) - sums.sum()
+        as_far += int((np.abs(flipped) >= observed * (1.0 - 1e-9)).sum())
+    return (as_far + 1) / (resamples + 1)
+
+
+def smallest_share_difference(rows: int, disagreement: float, power: float = POWER) -> float | None:
+    """Return the smallest true gain in a share of right rows that the exact McNemar test would have shown.
+
+    `disagreement` is the share of rows that just one of two models has right. The gain is shown when the two-sided
+    test at 5 percent rejects in its favour; `power` is the probability of that, computed exactly over the binomial
+    counts of disagreeing rows and of gains among them. A gain cannot exceed the disagreement, which is raised to it
+    where needed. None below 6 rows: no result could be significant.
+    """
+    from scipy.optimize import brentq
+
+    if rows < 6:
+        return None
+    return float(brentq(lambda gain: _mcnemar_power(rows, disagreement, gain) - power, 1e-9, 1.0, xtol=1e-6))
+
+
+def smallest_difference(
+    differences: Floats, groups: Sequence[object] | None = None, power: float = POWER
+) -> float | None:
+    """Return the smallest true mean difference that `sign_flip` would have shown (two-sided 5 percent, `power`).
+
+    (z_0.975 + z_power) standard errors of the mean, times what the exact McNemar test needs beyond that same formula
+    with as many units and the same concentration of the differences, (sum d²)² / (sum d⁴) of them: with few
+    disagreements a test that counts signs needs more. None where the differences are all 0, or below 6 units.
+    """
+    import numpy as np
+    from scipy.stats import norm
+
+    sums = unit_sums((differences - differences.mean())[:, None], groups)[:, 0]
+    raw = unit_sums(differences[:, None], groups)[:, 0]
+    if len(raw) < 6 or not np.abs(raw).max() > 1e-12:
+        return None
+    error = float(np.sqrt((sums**2).sum() * len(sums) / (len(sums) - 1))) / len(differences)
+    concentration = float((raw**2).sum() ** 2 / (raw**4).sum()) / len(raw)
+    normal = float(norm.ppf(1 - ALPHA / 2) + norm.ppf(power))
+    exact = smallest_share_difference(len(raw), concentration, power)
+    if exact is None:
+        return None
+    return normal * error * max(1.0, exact / (normal * float(np.sqrt(concentration / len(raw)))))
+
+
+def unit_sums(columns: Floats, groups: Sequence[object] | None) -> Floats:
+    """Sum columns [N, K] within groups to [units, K]; without groups every row is a unit."""
+    import numpy as np
+
+    if groups is None:
+        return columns
+    if len(groups) != len(columns):
+        raise ValueError(f"{len(groups)} groups for {len(columns)} rows")
+    positions: dict[object, int] = {}
+    members = np.array([positions.setdefault(group, len(positions)) for group in groups])
+    return np.column_stack([np.bincount(members, weights=column) for column in columns.T])
+
+
+def _gain_interval(
+    differences: Floats, groups: Sequence[object] | None, resamples: int, seed: int
+) -> tuple[float, float, float]:
+    import numpy as np
+
+    gain = float(differences.mean())
+    units = unit_sums((differences - gain)[:, None], groups)
+    deviations = _resampled_means(units, len(differences), resamples, seed)[:, 0]
+    low, high = gain + _widening(len(units)) * np.quantile(deviations, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return gain, float(low), float(high)
+
+
+def _resampled_means(units: Floats, rows: int, resamples: int, seed: int) -> Floats:
+    """Draw units with replacement; return [resamples, K]: column sums over the drawn units, divided by `rows`."""
+    import numpy as np
+
+    rng = np.random.default_rng([seed, 0])
+    count = len(units)
+    results = []
+    for draws in _chunks(resamples, count):
+        drawn = rng.integers(0, count, size=(draws, count), dtype=np.int32)
+        flat = (drawn + (np.arange(draws, dtype=np.int32) * count)[:, None]).ravel()
+        weights = np.bincount(flat, minlength=draws * count).reshape(draws, count)
+        results.append(weights.astype(np.float64) @ units / rows)
+    return np.concatenate(results)
+
+
+def _chunks(resamples: int, units: int) -> list[int]:
+    """Split `resamples` into batches of at most CHUNK cells."""
+    size = max(1, min(resamples, CHUNK // units))
+    return [min(size, resamples - start) for start in range(0, resamples, size)]
+
+
+def _widening(units: int) -> float:
+    """Return how much wider than bootstrap percentiles an interval from few units must be."""
+    from scipy.stats import norm, t
+
+    if units < 2:
+        return 1.0
+    quantile = (1 + LEVEL) / 2
+    return float(t.ppf(quantile, units - 1) / norm.ppf(quantile) * (units / (units - 1)) ** 0.5)
+
+
+def _interval(name: str, value: float, deviations: Floats, units: int) -> Score:
+    import numpy as np
+
+    forward, slope, back = _transform(SCALES[name])
+    if units < 2 or not np.isfinite(forward(value)) or not np.abs(deviations).max() > 1e-12:
+        if name in ("accuracy", "subset_accuracy") and value in (0.0, 1.0) and units >= 2:
+            # Clopper-Pearson where all rows agree
+            bound = ((1 - LEVEL) / 2) ** (1 / units)
+            return Score(value, bound, 1.0) if value else Score(value, 0.0, 1.0 - bound)
+        return Score(value)
+    reach = _widening(units) * slope(value) * deviations
+    ends = [back(forward(value) + q) for q in np.quantile(reach, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])]
+    return Score(value, float(min(ends)), float(max(ends)))
+
+
+def _transform(
+    scale: Scale,
+) -> tuple[Callable[[float], float], Callable[[float], float], Callable[[float], float]]:
+    """Return (to the unbounded scale, its derivative, back); the ends of the range map to infinities."""
+    from math import atanh, exp, inf, log, tanh
+
+    if scale == "unit":
+        return (
+            lambda v: log(v / (1 - v)) if 0 < v < 1 else inf,
+            lambda v: 1 / (v * (1 - v)),
+            lambda s: 1 / (1 + exp(-s)) if s > -700 else 0.0,
+        )
+    if scale == "signed":
+        return lambda v: atanh(v) if -1 < v < 1 else inf, lambda v: 1 / (1 - v * v), tanh
+    if scale == "positive":
+        return lambda v: log(v) if v > 0 else inf, lambda v: 1 / v, lambda s: exp(min(s, 700.0))
+    return (
+        lambda v: -log(1 - v) if v < 1 else inf,
+        lambda v: 1 / (1 - v),
+        lambda s: 1 - exp(min(-s, 700.0)),
+    )
+
+
+def _mcnemar_power(rows: int, disagreement: float, gain: float) -> float:
+    """Return the probability that the exact McNemar test shows `gain` in its own direction."""
+    import numpy as np
+    from scipy.stats import binom
+
+    share = max(disagreement, gain)
+    centre, reach = rows * share, 8.0 * (rows * share) ** 0.5 + 20.0
+    counts = np.arange(max(0, int(centre - reach)), min(rows, int(centre + reach)) + 1)
+    # The least number of gains among `counts` disagreements with 2 P(at least so many) <= ALPHA.
+    needed = binom.isf(ALPHA / 2, counts, 0.5) + 1
+    shown = binom.sf(needed - 1, counts, (share + gain) / (2 * share))
+    return float((binom.pmf(counts, rows, share) * shown).sum())

@@ -1,0 +1,1 @@
+"""Models: find, load, verify, run ragged, adapt, extend and save them."""

@@ -1,0 +1,158 @@
+"""From a ragged batch to logits or embeddings, whichever way the model can run.
+
+A classification head of transformers expects a padded rectangle. `READOUTS` holds, per family, how its head is applied
+to one vector a sequence; a family that is not listed, or fails the numerical probe at load time, runs padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from finesmith.models.attention import Layout, layout_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from finesmith.types import Batch
+
+Pooling = Literal["mean", "cls", "last"]
+Readout = Callable[[Any, "Tensor", Layout], "Tensor"]
+
+
+@dataclass(slots=True)
+class Network:
+    """A model ready to run on ragged batches.
+
+    module: what is trained and saved (a peft wrapper or the classifier itself); classifier: the transformers model
+    inside; ragged: whether it runs without padding, and `why` in one sentence.
+    """
+
+    module: nn.Module
+    classifier: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    ragged: bool
+    why: str
+    pad_id: int
+
+    @property
+    def device(self) -> torch.device:
+        """The device that holds the weights."""
+        return next(self.module.parameters()).device
+
+
+def _bert(model: Any, hidden_TD: Tensor, layout: Layout) -> Tensor:
+    pooled = model.base_model.pooler(hidden_TD[layout.starts][:, None])
+    return model.classifier(model.dropout(pooled))
+
+
+def _first_token_head(model: Any, hidden_TD: Tensor, layout: Layout) -> Tensor:
+    return model.classifier(hidden_TD[layout.starts][:, None])
+
+
+def _distilbert(model: Any, hidden_TD: Tensor, layout: Layout) -> Tensor:
+    return model.classifier(model.dropout(model.pre_classifier(hidden_TD[layout.starts]).relu()))
+
+
+def _modernbert(model: Any, hidden_TD: Tensor, layout: Layout) -> Tensor:
+    mean = model.config.classifier_pooling == "mean"
+    pooled = pool(hidden_TD, layout, "mean") if mean else hidden_TD[layout.starts]
+    return model.classifier(model.drop(model.head(pooled)))
+
+
+def _last_token(model: Any, hidden_TD: Tensor, layout: Layout) -> Tensor:
+    return model.score(hidden_TD[layout.ends])
+
+
+READOUTS: dict[str, Readout] = {
+    "bert": _bert,
+    "camembert": _first_token_head,
+    "electra": _first_token_head,
+    "roberta": _first_token_head,
+    "xlm-roberta": _first_token_head,
+    "distilbert": _distilbert,
+    "modernbert": _modernbert,
+    "gemma": _last_token,
+    "gpt2": _last_token,
+    "llama": _last_token,
+    "mistral": _last_token,
+    "phi3": _last_token,
+    "qwen2": _last_token,
+    "qwen3": _last_token,
+    "smollm3": _last_token,
+}
+
+# Families whose position ids do not start at 0 but after the padding id.
+OFFSET_POSITIONS = frozenset({"roberta", "camembert", "xlm-roberta"})
+DECODERS = frozenset(name for name, readout in READOUTS.items() if readout is _last_token)
+
+
+def logits(network: Network, batch: Batch) -> Tensor:
+    """Return the head's outputs, [B, C], in the order of the batch."""
+    model = network.classifier
+    if network.ragged:
+        layout = layout_of(batch.lengths)
+        return READOUTS[model.config.model_type](model, ragged_hidden(model, batch, layout), layout)
+    if model.config.model_type in DECODERS:
+        hidden_BLD = model.base_model(**padded(network, batch)).last_hidden_state
+        last = hidden_BLD[range(len(batch.lengths)), batch.lengths - 1]
+        return model.score(last)  # type: ignore[operator, no-any-return]
+    return model(**padded(network, batch)).logits  # type: ignore[no-any-return]
+
+
+def embed(network: Network, batch: Batch, pooling: Pooling) -> Tensor:
+    """Return one vector a sequence, [B, D], pooled from the last hidden states of the encoder."""
+    model = network.classifier
+    layout = layout_of(batch.lengths)
+    if network.ragged:
+        return pool(ragged_hidden(model, batch, layout), layout, pooling)
+    inputs = padded(network, batch)
+    hidden_BLD = model.base_model(**inputs).last_hidden_state
+    return pool(hidden_BLD[inputs["attention_mask"].bool()], layout, pooling)
+
+
+def pool(hidden_TD: Tensor, layout: Layout, pooling: Pooling) -> Tensor:
+    """Reduce the hidden states of a flat batch to one vector a sequence, [B, D]."""
+    if pooling == "cls":
+        return hidden_TD[layout.starts]
+    if pooling == "last":
+        return hidden_TD[layout.ends]
+    means = [
+        hidden_TD[first : first + count * length].unflatten(0, (count, length)).mean(1)
+        for first, count, length in layout.groups
+    ]
+    import torch
+
+    return torch.cat(means)
+
+
+def ragged_hidden(model: PreTrainedModel, batch: Batch, layout: Layout) -> Tensor:
+    """Run the encoder or decoder without its head on a flat batch; returns the last hidden states, [T, D]."""
+    positions = layout.positions
+    if model.config.model_type in OFFSET_POSITIONS:
+        positions = positions + model.config.pad_token_id + 1
+    inputs: dict[str, Any] = {"input_ids": batch.tokens[None], "position_ids": positions[None]}
+    if batch.segments is not None:
+        inputs["token_type_ids"] = batch.segments[None]
+    if model.config.model_type in DECODERS:
+        inputs["use_cache"] = False
+    return model.base_model(**inputs, ragged_layout=layout).last_hidden_state[0]  # type: ignore[no-any-return]
+
+
+def padded(network: Network, batch: Batch) -> dict[str, Tensor]:
+    """Return the batch as a right-padded rectangle with its mask, for models that need one."""
+    import torch
+
+    count, longest = len(batch.lengths), int(batch.lengths.max())
+    mask = torch.arange(longest, device=batch.lengths.device)[None] < batch.lengths[:, None]
+    ids = torch.full((count, longest), network.pad_id, dtype=torch.long, device=batch.tokens.device)
+    ids[mask] = batch.tokens
+    inputs = {"input_ids": ids, "attention_mask": mask.long()}
+    if batch.segments is not None:
+        segments = torch.zeros_like(ids)
+        segments[mask] = batch.segments
+        inputs["token_type_ids"] = segments
+    return inputs

@@ -1,0 +1,83 @@
+"""Write a tuned model as a folder that plain transformers, peft or sentence-transformers load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from finesmith.models.forward import Network, Pooling
+
+
+def save_classifier(network: Network, folder: Path) -> None:
+    """Save the trained module (a whole model, or an adapter in peft's form) and its tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with standard_attention(network):
+        network.module.save_pretrained(folder)  # type: ignore[operator]
+        if network.module is not network.classifier:
+            network.classifier.config.save_pretrained(folder)
+    network.tokenizer.save_pretrained(folder)
+    # peft writes a README of its own; the model card takes its place.
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+class standard_attention:  # noqa: N801 - reads as a verb at its place of use
+    """Give a network's configuration an attention that other programs know, for as long as it is being saved."""
+
+    def __init__(self, network: Network) -> None:
+        self.config = network.classifier.config
+
+    def __enter__(self) -> None:
+        self.before = self.config._attn_implementation
+        self.config._attn_implementation = "sdpa" if self.before.startswith("finesmith") else self.before
+
+    def __exit__(self, *_: object) -> None:
+        self.config._attn_implementation = self.before
+
+
+def save_features(
+    network: Network, folder: Path, weight: torch.Tensor, bias: torch.Tensor, *, pooling: Pooling, max_length: int
+) -> None:
+    """Save a frozen encoder with its linear head in the form of sentence-transformers.
+
+    weight: [C, D], bias: [C]. The folder is a chain Transformer -> Pooling -> Dense, whose last output are the logits;
+    `AutoModel.from_pretrained` loads the encoder alone.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with standard_attention(network):
+        network.classifier.base_model.save_pretrained(folder)
+    network.tokenizer.save_pretrained(folder)
+    dense, pool = folder / "2_Dense", folder / "1_Pooling"
+    dense.mkdir(exist_ok=True)
+    pool.mkdir(exist_ok=True)
+    outputs, width = weight.shape
+    save_file({"linear.weight": weight.float().contiguous(), "linear.bias": bias.float().contiguous()}, dense / "model.safetensors")
+    _write(
+        dense / "config.json",
+        {
+            "in_features": width,
+            "out_features": outputs,
+            "bias": True,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        },
+    )
+    modes = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "last": "pooling_mode_lasttoken"}
+    _write(pool / "config.json", {"word_embedding_dimension": width, **{k: m == pooling for m, k in modes.items()}})
+    _write(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense")]
+    _write(
+        folder / "modules.json",
+        [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for i, (path, kind) in enumerate(kinds)
+        ],
+    )
+
+
+def _write(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")

@@ -1,0 +1,139 @@
+"""Settings that contradict each other, and settings that would change nothing: refused, never ignored in silence.
+
+A setting counts as made when it differs from its default, so a recipe with every default written out is valid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from finesmith.recipe.scalars import show
+from finesmith.recipe.schema import Data, Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """What is wrong between settings; `keys` are those involved, first the one to complain about."""
+
+    keys: tuple[str, ...]
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Idle:
+    """`key` changes nothing when `holds`, because of the value of `cause`."""
+
+    key: str
+    cause: str
+    holds: Callable[[Recipe], bool]
+    remedy: str
+
+
+def _method(*names: str) -> Callable[[Recipe], bool]:
+    return lambda recipe: recipe.method.name in names
+
+
+def _task(*names: str) -> Callable[[Recipe], bool]:
+    return lambda recipe: recipe.task in names
+
+
+_IDLE = (
+    _Idle("train.focal_gamma", "train.loss", lambda r: r.train.loss != "focal", "set train.loss: focal"),
+    _Idle("method.lora", "method.name", lambda r: r.method.name != "lora", "set method.name: lora"),
+    _Idle("method.layer_decay", "method.name", _method("features"), "set method.name: full"),
+    _Idle("method.freeze_layers", "method.name", _method("features"), "set method.name: full"),
+    _Idle("method.pooling", "method.name", lambda r: r.method.name != "features", "set method.name: features"),
+    _Idle("model.revision", "model.base", lambda r: r.model.base == "default", "set model.base to a hub id"),
+    _Idle("guards.patience", "guards.early_stopping", lambda r: not r.guards.early_stopping, "turn early stopping on"),
+    _Idle("data.separator", "task", _task("classification", "regression"), "set task: multi-label"),
+    _Idle("train.label_smoothing", "task", _task("regression"), "set task: classification"),
+    _Idle("train.loss", "task", _task("regression"), "set task: classification"),
+    _Idle("train.class_weights", "task", _task("regression"), "set task: classification"),
+    _Idle(
+        "data.validation_fraction",
+        "data.validation",
+        lambda r: r.data.validation is not None,
+        "split rows off by leaving data.validation out",
+    ),
+    _Idle(
+        "data.test_fraction", "data.test", lambda r: r.data.test is not None, "split rows off by leaving data.test out"
+    ),
+)
+
+_COLUMNS = ("text", "text_pair", "label", "group", "split")
+
+
+def conflicts(recipe: Recipe) -> Iterator[Conflict]:
+    """Yield everything wrong between the settings of a recipe whose single values are valid."""
+    data, train = recipe.data, recipe.train
+    for idle in _IDLE:
+        value, default = value_of(recipe, idle.key), value_of(_DEFAULTS, idle.key)
+        if idle.holds(recipe) and value != default:
+            made = {k: v for k, v in value.items() if default.get(k) != v} if isinstance(value, dict) else value
+            yield Conflict(
+                (idle.key, idle.cause),
+                f"{idle.key} is {show(made)} but {idle.cause} is {show(value_of(recipe, idle.cause))}, so it would "
+                f"change nothing; {idle.remedy}, or remove {idle.key}",
+            )
+    yield from _data_conflicts(data)
+    if train.micro_batch_size is not None and train.micro_batch_size > train.batch_size:
+        yield Conflict(
+            ("train.micro_batch_size", "train.batch_size"),
+            f"train.micro_batch_size is {train.micro_batch_size}, expected at most train.batch_size "
+            f"({train.batch_size}); lower it, or leave it out to have it fitted to the memory",
+        )
+    names = recipe.evaluate.baselines
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        yield Conflict(
+            ("evaluate.baselines",), f"evaluate.baselines names {', '.join(repeated)} more than once; name each once"
+        )
+
+
+def _data_conflicts(data: Data) -> Iterator[Conflict]:
+    for given, sources in (("validation", data.validation), ("test", data.test)):
+        if sources is not None and data.split is not None:
+            yield Conflict(
+                ("data.split", f"data.{given}"),
+                f"data.split is {show(data.split)} but data.{given} names its own file; keep one of the two",
+            )
+    named = {
+        f"data.{name}": {sources} if isinstance(sources, str) else set(sources)
+        for name, sources in (("train", data.train), ("validation", data.validation), ("test", data.test))
+        if sources is not None
+    }
+    for (one, here), (other, there) in combinations(named.items(), 2):
+        if both := sorted(here & there):
+            yield Conflict(
+                (other, one), f"{other} is {show(both[0])}, which {one} reads too; a split needs rows of its own"
+            )
+    columns = {name: value for name, value in data if name in _COLUMNS and value is not None}
+    for (one, column), (other, same) in combinations(columns.items(), 2):
+        if column == same:
+            yield Conflict(
+                (f"data.{other}", f"data.{one}"),
+                f"data.{other} is {show(same)}, and so is data.{one}; expected two different columns",
+            )
+    shares = {
+        "data.test_fraction": data.test_fraction if data.test is None else 0,
+        "data.validation_fraction": data.validation_fraction if data.validation is None else 0,
+    }
+    if sum(shares.values()) >= 0.9:
+        yield Conflict(
+            tuple(shares),
+            f"data.validation_fraction and data.test_fraction add up to {sum(shares.values()):g}, expected under 0.9, "
+            "so that something is left to learn from; usual values are 0.15 and 0.15",
+        )
+
+
+def value_of(recipe: Recipe, key: str) -> Any:
+    """Return the value under a dotted key of the schema."""
+    value: Any = recipe
+    for part in key.split("."):
+        value = value[part] if isinstance(value, dict) else dict(value)[part]
+    return value
+
+
+_DEFAULTS = Recipe.model_validate({"data": {"train": "?"}})

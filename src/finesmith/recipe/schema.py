@@ -1,0 +1,330 @@
+"""What a recipe may say: every section and key with its type, limits, default and meaning.
+
+The models only hold values. `check.from_dict` builds a recipe and tells everything that is wrong with it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from finesmith.recipe.scalars import column_name, number, truth, whole_number
+
+
+def _known_encoding(value: str) -> str:
+    try:
+        "".encode(value)
+    except LookupError:
+        raise ValueError("unknown encoding") from None
+    return value
+
+
+LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
+
+
+def _with_lora_defaults(value: Any) -> Any:
+    return {**LORA_DEFAULTS, **value} if isinstance(value, dict) else value
+
+
+def _accepts(words: str) -> dict[str, Any]:
+    return {"accepts": words}
+
+
+Bool = Annotated[bool, BeforeValidator(truth)]
+Whole = Annotated[int, BeforeValidator(whole_number)]
+Count = Annotated[int, Field(ge=1), BeforeValidator(whole_number)]
+Float = Annotated[float, BeforeValidator(number)]
+Rate = Annotated[float, Field(gt=0, lt=1), BeforeValidator(number)]
+Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(number)]
+Text = Annotated[str, Field(min_length=1)]
+Column = Annotated[str, Field(min_length=1), BeforeValidator(column_name)]
+Sources = Text | Annotated[list[Text], Field(min_length=1)]
+
+KeepDropStop = Literal["keep", "drop", "stop"]
+KeepStop = Literal["keep", "stop"]
+AnyAction = Literal["keep", "drop", "fix", "stop"]
+Baseline = Literal["majority", "tfidf", "features", "zero_shot"]
+
+_FILES = _accepts("a file, a folder or a hub id, or a list of them")
+_FILES_OR_NONE = _accepts("a file, a folder or a hub id, a list of them, or null")
+_COLUMN = _accepts("a column's name or null")
+
+
+class Section(BaseModel):
+    """A frozen group of keys; unknown keys, wrong types, NaN and infinity are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Audit(Section):
+    """What is done about each kind of finding: keep the rows, drop them, fix them, or stop the run."""
+
+    empty: KeepDropStop = Field(default="drop", description="Rows whose text is empty or only white space.")
+    missing_labels: Literal["drop", "stop"] = Field(default="drop", description="Rows without a label, NaN included.")
+    exact_duplicates: KeepDropStop = Field(
+        default="drop", description="Rows with the same text and the same label as an earlier row."
+    )
+    near_duplicates: KeepDropStop = Field(
+        default="keep",
+        description="Rows that differ from an earlier one in a few words; kept ones always share a split.",
+    )
+    conflicting_labels: KeepDropStop = Field(default="keep", description="The same text under different labels.")
+    broken_encoding: AnyAction = Field(default="keep", description="Text decoded with the wrong encoding (mojibake).")
+    html: AnyAction = Field(default="keep", description="Text with HTML tags or entities; fix strips them.")
+    mixed_language: KeepDropStop = Field(default="keep", description="Rows in another language than most.")
+    personal_data: AnyAction = Field(
+        default="keep",
+        description="E-mail addresses, telephone, card and account numbers and the like; fix redacts them.",
+    )
+    imbalance: KeepStop = Field(default="keep", description="One class far more frequent than another.")
+    small_classes: KeepDropStop = Field(default="keep", description="Classes with too few rows to be in every split.")
+    length: KeepDropStop = Field(default="keep", description="Texts far shorter or longer than the others.")
+    truncation: KeepStop = Field(default="keep", description="Texts longer than data.max_length, whose end is cut off.")
+    lexical_diversity: KeepStop = Field(default="keep", description="Few different words for the amount of text.")
+    label_in_text: KeepStop = Field(
+        default="keep", description="The label's own words stand in the text and give it away."
+    )
+    leakage: KeepDropStop = Field(
+        default="drop", description="Training rows that also stand, exactly or nearly, in validation or test."
+    )
+
+
+class Clean(Section):
+    """Changes made to every text before anything else sees it; all off, because most models want raw text."""
+
+    unicode: Bool = Field(default=False, description="Mend mojibake and bring characters to one form (NFC).")
+    whitespace: Bool = Field(default=False, description="Turn runs of white space into one space.")
+    html: Bool = Field(default=False, description="Strip tags and decode entities.")
+    lemmatise: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")] | None = Field(
+        default=None,
+        description="Replace words by their dictionary forms in this language; needs the extra `lemmas`.",
+        json_schema_extra=_accepts("a language code such as en or es, or null"),
+    )
+    redact: Bool = Field(default=False, description="Replace personal data by a word for its kind.")
+
+
+class Data(Section):
+    """Where the examples come from and how they are read, checked, cleaned, split and cut into tokens."""
+
+    train: Sources = Field(
+        description="What to learn from: csv, tsv, json, jsonl, parquet, xlsx, txt (or gz of a text form), a folder "
+        "with one file per class, or a Hugging Face id.",
+        json_schema_extra=_FILES,
+    )
+    validation: Sources | None = Field(
+        default=None, description="Validation rows; null splits them off data.train.", json_schema_extra=_FILES_OR_NONE
+    )
+    test: Sources | None = Field(
+        default=None,
+        description="Test rows, opened once, at the end; null splits them off data.train.",
+        json_schema_extra=_FILES_OR_NONE,
+    )
+    text: Column | None = Field(
+        default=None,
+        description="Column of the text; null infers it from names and content.",
+        json_schema_extra=_COLUMN,
+    )
+    text_pair: Column | None = Field(
+        default=None,
+        description="Column of the second text of a pair; null infers it from names and content.",
+        json_schema_extra=_COLUMN,
+    )
+    label: Column | None = Field(
+        default=None,
+        description="Column of the label or the rating; null infers it from names and content.",
+        json_schema_extra=_COLUMN,
+    )
+    group: Column | None = Field(
+        default=None,
+        description="Column whose equal values must stay in one split (a customer, a document).",
+        json_schema_extra=_COLUMN,
+    )
+    split: Column | None = Field(
+        default=None, description="Column that names each row's split; null infers it.", json_schema_extra=_COLUMN
+    )
+    validation_fraction: Float = Field(
+        default=0.15, gt=0, lt=0.9, description="Share of the rows split off for validation."
+    )
+    test_fraction: Float = Field(default=0.15, gt=0, lt=0.9, description="Share of the rows split off for test.")
+    split_seed: Whole = Field(
+        default=0,
+        ge=0,
+        lt=2**32,
+        description="Another number gives another split; the split is stable under added rows.",
+    )
+    max_rows: Count | None = Field(
+        default=None, description="Read at most so many rows of each source; null reads all."
+    )
+    encoding: Annotated[str, AfterValidator(_known_encoding)] | None = Field(
+        default=None,
+        description="Encoding of text files; null detects it.",
+        json_schema_extra=_accepts("an encoding's name such as utf-8, latin-1 or utf-16, or null"),
+    )
+    max_length: Annotated[int, Field(ge=4), BeforeValidator(whole_number)] | None = Field(
+        default=None,
+        description="Longest sequence in tokens, special tokens included; null takes the model's limit or the length "
+        "that 99.9 percent of the texts stay under, whichever is less.",
+    )
+    separator: Text | None = Field(
+        default=None,
+        description="What stands between the labels of a multi-label row; null infers it.",
+        json_schema_extra=_accepts("text or null"),
+    )
+    domain_words: Annotated[int, Field(ge=0), BeforeValidator(whole_number)] | list[Text] = Field(
+        default=0,
+        description="Add words to the vocabulary: so many of the frequent ones that the tokenizer breaks most, or "
+        "exactly these.",
+    )
+    audit: Audit = Field(default_factory=Audit)
+    clean: Clean = Field(default_factory=Clean)
+
+
+class Model(Section):
+    """The pre-trained model that everything starts from."""
+
+    base: Text = Field(
+        default="default",
+        description="The bundled model (default), a folder or a hub id. safetensors only.",
+        json_schema_extra=_accepts("default, a folder or a hub id"),
+    )
+    revision: Text | None = Field(
+        default=None, description="Commit, tag or branch of a hub id.", json_schema_extra=_accepts("text or null")
+    )
+    dropout: Share | None = Field(default=None, description="Dropout in the whole model; null keeps the model's own.")
+    attention: Literal["auto", "ragged", "padded"] = Field(
+        default="auto",
+        description="Run sequences without padding (ragged) or padded; auto goes ragged wherever that is exact.",
+    )
+
+
+class Method(Section):
+    """Which weights are trained, and how."""
+
+    name: Literal["full", "lora", "features", "head_then_full"] = Field(
+        default="full",
+        description="full trains every weight; lora trains adapters; features trains a head on embeddings computed "
+        "once; head_then_full trains the head first, then everything.",
+    )
+    lora: Annotated[dict[str, Any], BeforeValidator(_with_lora_defaults)] = Field(
+        default_factory=lambda: dict(LORA_DEFAULTS),
+        description="Options of peft's LoraConfig; what is not named keeps the values shown here, or peft's default.",
+        json_schema_extra={**_accepts("options of peft's LoraConfig, each with its value"), "default": LORA_DEFAULTS},
+    )
+    layer_decay: Float = Field(
+        default=1.0, gt=0, le=1, description="Each layer's learning rate is this times the rate of the layer above it."
+    )
+    freeze_layers: Whole = Field(
+        default=0, ge=0, description="Keep so many of the lowest layers fixed, and the embeddings with them."
+    )
+    pooling: Literal["auto", "mean", "cls", "last"] = Field(
+        default="auto", description="How token vectors become one vector for features; auto follows the model."
+    )
+
+
+class Train(Section):
+    """The optimisation: AdamW, its schedule, its batches and its loss."""
+
+    learning_rate: Rate | Literal["auto"] | None = Field(
+        default=None,
+        description="Peak learning rate; null takes the method's default, auto runs a learning-rate range test first.",
+        json_schema_extra={"usual": "a usual value for full tuning is 2e-5, for lora 2e-4"},
+    )
+    epochs: Float = Field(
+        default=2.0, gt=0, le=1000, description="Passes over the training rows; a fraction is allowed."
+    )
+    batch_size: Count = Field(default=32, description="Examples per update.")
+    micro_batch_size: Count | None = Field(
+        default=None,
+        description="Examples in memory at once; null fits it to the memory. Changes speed and memory, not the result "
+        "beyond rounding.",
+    )
+    seed: Whole = Field(default=0, ge=0, lt=2**32, description="Seed of new weights, order and dropout.")
+    weight_decay: Share = Field(
+        default=0.01, description="AdamW's decay of weight matrices (never of biases and norms)."
+    )
+    warmup: Share = Field(default=0.1, description="Share of all updates over which the learning rate rises from zero.")
+    schedule: Literal["linear", "cosine", "constant", "plateau"] = Field(
+        default="linear",
+        description="How the learning rate goes on after the warm-up; plateau halves it when validation stalls.",
+    )
+    max_grad_norm: Float = Field(
+        default=1.0, gt=0, description="Gradients longer than this (L2 norm) are scaled down to it."
+    )
+    label_smoothing: Share = Field(default=0.0, description="Share of each target spread over all classes.")
+    loss: Literal["cross_entropy", "focal"] = Field(
+        default="cross_entropy",
+        description="focal gives easy examples less weight; regression always uses squared error.",
+    )
+    focal_gamma: Float = Field(
+        default=2.0, gt=0, le=10, description="How much less weight the focal loss gives easy examples."
+    )
+    class_weights: Literal["none", "balanced"] = Field(
+        default="none", description="balanced weights each class by the inverse of its frequency."
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="Arithmetic; auto takes bfloat16 where the device is fast at it."
+    )
+    evaluations: Count = Field(default=4, description="Evaluations on validation per epoch.")
+
+
+class Guards(Section):
+    """What watches the run and acts."""
+
+    early_stopping: Bool = Field(
+        default=True, description="Stop when validation no longer improves; the best state is kept."
+    )
+    patience: Count = Field(default=4, description="Evaluations without improvement after which to stop.")
+
+
+class Evaluate(Section):
+    """How the tuned model is judged."""
+
+    metric: Text | None = Field(
+        default=None,
+        description="The metric that selects and decides; null takes the task's own.",
+        json_schema_extra=_accepts("a metric of the task (such as accuracy, macro_f1, mcc or rmse) or null"),
+    )
+    baselines: list[Baseline] = Field(
+        default_factory=lambda: list(get_args(Baseline)),
+        description="Simpler methods that the tuned model has to beat.",
+        json_schema_extra={"default": list(get_args(Baseline))},
+    )
+    bootstrap_samples: Whole = Field(
+        default=2000, ge=100, le=1_000_000, description="Resamples of the test rows behind each 95 percent interval."
+    )
+
+
+class Output(Section):
+    """What is written, where and how often."""
+
+    dir: Text | None = Field(
+        default=None,
+        description="The run folder; null makes runs/<data name>-<date>-<time>.",
+        json_schema_extra=_accepts("a folder or null"),
+    )
+    cache: Text | None = Field(
+        default=None,
+        description="Folder for tokens and embeddings that later runs reuse; null takes the user's cache folder.",
+        json_schema_extra=_accepts("a folder or null"),
+    )
+    checkpoint_minutes: Float = Field(
+        default=10.0, gt=0, description="Minutes between checkpoints, besides the one at each evaluation."
+    )
+    keep_checkpoints: Count = Field(default=2, description="How many of the latest checkpoints stay on disk.")
+    tensorboard: Bool = Field(default=False, description="Write TensorBoard logs too; needs the extra `tensorboard`.")
+
+
+class Recipe(Section):
+    """The user's whole plan for one run. Build it with `load`, `from_dict` or `replace`, which check it."""
+
+    task: Literal["auto", "classification", "multi-label", "regression"] = Field(
+        default="auto", description="What is to be learnt; auto infers it from the label column and says so."
+    )
+    data: Data
+    model: Model = Field(default_factory=Model)
+    method: Method = Field(default_factory=Method)
+    train: Train = Field(default_factory=Train)
+    guards: Guards = Field(default_factory=Guards)
+    evaluate: Evaluate = Field(default_factory=Evaluate)
+    output: Output = Field(default_factory=Output)

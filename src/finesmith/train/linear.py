@@ -1,0 +1,97 @@
+"""A linear head on frozen features, solved to convergence instead of trained by small steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+    FloatArray = npt.NDArray[np.float64]
+
+L2_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class LinearHead:
+    """weight: [C, D], bias: [C], both float64 for raw features; l2: the penalty chosen on validation; losses: of each."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    l2: float
+    losses: dict[float, float]
+
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        """Return features [N, D] times weights plus bias, [N, C], in float64."""
+        return features.double() @ self.weight.T + self.bias
+
+
+def fit_linear(
+    features: torch.Tensor,
+    targets: torch.Tensor,
+    loss_sum: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    *,
+    outputs: int,
+    validation: tuple[torch.Tensor, torch.Tensor],
+    bias: bool = True,
+    l2_grid: Sequence[float] = L2_GRID,
+) -> LinearHead:
+    """Minimise mean loss + l2/2 |W|^2 over standardised features by L-BFGS, for each l2; keep the best on validation.
+
+    features: [N, D]; targets: what `loss_sum(logits [N, C], targets)` takes. The features are scaled to unit variance
+    inside and the scaling is folded into the returned head. Without `bias` they are scaled but not centred.
+    """
+    import torch
+
+    x = features.double()
+    centre = x.mean(0) if bias else torch.zeros(x.shape[1], dtype=torch.float64)
+    spread = x.std(0, unbiased=False).clamp_min(1e-6) if len(x) > 1 else torch.ones_like(centre)
+    scaled = (x - centre) / spread
+    held = ((validation[0].double() - centre) / spread, validation[1])
+    theta = torch.zeros(outputs, x.shape[1] + 1, dtype=torch.float64).numpy().ravel()
+    best: tuple[float, float, FloatArray] = (math.inf, l2_grid[0], theta)
+    losses: dict[float, float] = {}
+    # From the strongest penalty to the weakest, each started from the solution before it.
+    for l2 in sorted(l2_grid, reverse=True):
+        theta = _solve(scaled, targets, loss_sum, outputs, l2, bias, theta)
+        w, b = _split(torch.from_numpy(theta), outputs, bias)
+        with torch.no_grad():
+            losses[l2] = float(loss_sum(held[0] @ w.T + b, held[1])) / len(held[0])
+        if losses[l2] < best[0]:
+            best = (losses[l2], l2, theta)
+    w, b = _split(torch.from_numpy(best[2]), outputs, bias)
+    weight = w / spread
+    return LinearHead(weight, b - weight @ centre, best[1], losses)
+
+
+def _split(theta: torch.Tensor, outputs: int, bias: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    matrix = theta.view(outputs, -1)
+    return matrix[:, :-1], matrix[:, -1] if bias else matrix[:, -1] * 0
+
+
+def _solve(
+    features: torch.Tensor,
+    targets: torch.Tensor,
+    loss_sum: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    outputs: int,
+    l2: float,
+    bias: bool,
+    start: FloatArray,
+) -> FloatArray:
+    import torch
+    from scipy.optimize import minimize
+
+    def value_and_gradient(point: FloatArray) -> tuple[float, FloatArray]:
+        theta = torch.from_numpy(point.copy()).requires_grad_()
+        w, b = _split(theta, outputs, bias)
+        loss = loss_sum(features @ w.T + b, targets) / len(features) + 0.5 * l2 * w.square().sum()
+        (gradient,) = torch.autograd.grad(loss, theta)
+        return float(loss), gradient.numpy()
+
+    found = minimize(value_and_gradient, start, jac=True, method="L-BFGS-B", options={"maxiter": 300, "gtol": 1e-6})
+    return found.x  # type: ignore[no-any-return]

@@ -1,0 +1,144 @@
+"""What simpler methods reach on the same splits, before any tuning."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from finesmith.types import Split
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from finesmith.recipe import Recipe
+    from finesmith.run import Run
+    from finesmith.workflows.prepare import Prepared
+    from finesmith.workflows.setup import Setup
+
+    Outputs = Mapping[Split, npt.NDArray[np.float64]]
+
+TITLES = {
+    "majority": "most frequent answer",
+    "tfidf": "TF-IDF + linear model",
+    "features": "frozen features + linear head",
+    "zero_shot": "base model, zero-shot",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FittedBaseline:
+    """A baseline's outputs for validation and test (made without looking at test labels), or why there are none."""
+
+    name: str
+    title: str
+    outputs: Outputs
+    seconds: float
+    validation: float | None
+    skipped: str | None = None
+
+
+def fit_baselines(recipe: Recipe, run: Run, data: Prepared, setup: Setup) -> list[FittedBaseline]:
+    """Fit every baseline that the recipe names on the training split; score it on validation only."""
+    makers: dict[str, Callable[[], tuple[Outputs, str | None]]] = {
+        "majority": lambda: (_majority(data), None),
+        "tfidf": lambda: (_tfidf(recipe, data), None),
+        "features": lambda: _features(recipe, run, data, setup),
+        "zero_shot": lambda: _zero_shot(run, data, setup),
+    }
+    fitted = []
+    for name in recipe.evaluate.baselines:
+        began = time.perf_counter()
+        run.record_live("baseline_start", name=TITLES[name])
+        outputs, skipped = makers[name]()
+        seconds = time.perf_counter() - began
+        value = None
+        if skipped is None:
+            value = data.task.scores(data.targets["validation"], outputs["validation"]).get(setup.metric)
+        run.record("baseline", name=TITLES[name], metric=setup.metric, value=value, skipped=skipped, seconds=seconds)
+        fitted.append(FittedBaseline(name, TITLES[name], outputs, seconds, value, skipped))
+    return fitted
+
+
+def _texts(data: Prepared, split: Split) -> tuple[list[str], list[str] | None]:
+    at = data.positions[split]
+    pairs = data.examples.pairs
+    return [data.examples.texts[i] for i in at], None if pairs is None else [pairs[i] for i in at]
+
+
+def _majority(data: Prepared) -> Outputs:
+    from finesmith.evaluate.baselines import majority
+
+    sizes = {split: len(data.positions[split]) for split in ("validation", "test")}
+    return {split: majority(data.targets["train"], n, data.task.kind, data.task.head.outputs) for split, n in sizes.items()}
+
+
+def _tfidf(recipe: Recipe, data: Prepared) -> Outputs:
+    from finesmith.evaluate.baselines import tfidf_linear
+
+    found = tfidf_linear(
+        _texts(data, "train"),
+        data.targets["train"],
+        {"validation": _texts(data, "validation"), "test": _texts(data, "test")},
+        kind=data.task.kind,
+        outputs=data.task.head.outputs,
+        validation_targets=data.targets["validation"],
+        seed=recipe.train.seed,
+    )
+    return found.predictions
+
+
+def _features(recipe: Recipe, run: Run, data: Prepared, setup: Setup) -> tuple[Outputs, str | None]:
+    import torch
+
+    from finesmith.train.linear import fit_linear
+    from finesmith.workflows.fit import embeddings
+
+    if recipe.method.name == "features":
+        return {}, "it is the method being tuned"
+    values = torch.from_numpy(embeddings(run, data, setup)[0])
+    parts = {split: values[torch.from_numpy(at)] for split, at in data.positions.items()}
+    task = data.task
+    head = fit_linear(
+        parts["train"],
+        task.tensor(data.targets["train"]),
+        task.loss,
+        outputs=task.head.outputs,
+        validation=(parts["validation"], task.tensor(data.targets["validation"])),
+    )
+    return {split: task.outputs(head.logits(parts[split]).numpy()) for split in ("validation", "test")}, None
+
+
+def _zero_shot(run: Run, data: Prepared, setup: Setup) -> tuple[Outputs, str | None]:
+    """Compare each text with the labels' names in the space of a sentence encoder."""
+    import numpy as np
+
+    from finesmith.data.tokens import tokenize
+    from finesmith.models import forward
+    from finesmith.workflows.fit import embeddings
+    from finesmith.workflows.inference import run as run_network
+
+    names = data.task.head.labels
+    if setup.base.pooling is None:
+        return {}, "the base model is not a sentence encoder, so texts cannot be compared with label names"
+    if names is None or data.task.zero_shot(np.zeros((1, len(names)))) is None:
+        return {}, "the labels have no names with a meaning to compare with"
+    words = [name.replace("_", " ").replace("-", " ") for name in names]
+    tokens = tokenize(words, None, setup.network.tokenizer, max_length=setup.max_length, cache=None)
+    labels = run_network(
+        setup.network, tokens, np.arange(len(names)), lambda b: forward.embed(setup.network, b, setup.pooling)
+    )
+    values = embeddings(run, data, setup)[0]
+    result: dict[Split, Any] = {}
+    for split in ("validation", "test"):
+        similarity = _unit(values[data.positions[split]]) @ _unit(labels).T
+        result[split] = data.task.zero_shot(similarity)  # type: ignore[index]
+    return result, None
+
+
+def _unit(vectors: Any) -> Any:
+    import numpy as np
+
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,366 @@
+"""Tune a network on prepared data: solve or train, evaluate, keep the best, stop when it is time, survive interruption."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from finesmith.guards.early_stopping import EarlyStopping
+from finesmith.workflows.inference import Predictor, cached_embeddings
+
+if TYPE_CHECKING:
+    import torch
+
+    from finesmith.recipe import Recipe
+    from finesmith.run import Run
+    from finesmith.train.checkpoint import Checkpoint
+    from finesmith.train.loop import Plan
+    from finesmith.types import Batch
+    from finesmith.workflows.prepare import Prepared
+    from finesmith.workflows.setup import Setup
+
+
+@dataclass(slots=True)
+class Fitted:
+    """A tuned predictor and what happened: evaluations in order, the best step, and how long it took."""
+
+    predictor: Predictor
+    history: list[dict[str, Any]]
+    best_step: int
+    seconds: float
+    stopped_early: bool = False
+
+
+@dataclass(slots=True)
+class _Session:
+    """Everything that changes while training and that a checkpoint must hold."""
+
+    optimizer: torch.optim.Optimizer
+    schedule: Any
+    stopper: EarlyStopping
+    history: list[dict[str, Any]] = field(default_factory=list)
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    seconds: float = 0.0
+
+
+def fit(recipe: Recipe, run: Run, data: Prepared, setup: Setup, checkpoint: Checkpoint | None) -> Fitted:
+    """Tune by the recipe's method, from `checkpoint` where there is one.
+
+    Raises DivergenceError on a loss or gradient that is not finite; what was saved before stays.
+    """
+    began = time.perf_counter()
+    if recipe.method.name == "features":
+        return _features(recipe, run, data, setup, began)
+    if recipe.method.name == "head_then_full" and checkpoint is None:
+        solve_head(recipe, run, data, setup)
+    plan, loss_sum = plan_of(recipe, data, setup), loss_of(data, setup)
+    session = _open(recipe, data, setup, plan, checkpoint)
+    start = checkpoint.step if checkpoint else 0
+    if checkpoint is not None:
+        run.unmute(int(checkpoint.state["events"]))
+    stopped = _train(recipe, run, data, setup, session, plan, loss_sum, start)
+    _restore_best(run, setup, session)
+    seconds = session.seconds + time.perf_counter() - began
+    run.record("trained", best_step=session.stopper.best_step, steps=plan.steps, stopped_early=stopped)
+    return Fitted(Predictor(setup.network), session.history, session.stopper.best_step, seconds, stopped)
+
+
+def plan_of(recipe: Recipe, data: Prepared, setup: Setup) -> Plan:
+    """Return the plan of training: a pure function of recipe and data."""
+    from finesmith.data import batches
+    from finesmith.train.loop import Plan
+
+    t = recipe.train
+    train, tokens = data.positions["train"], setup.tokens
+    lengths = tokens.lengths()
+    targets = _scatter(data, setup)
+    per_epoch = batches.steps_per_epoch(len(train), t.batch_size)
+
+    def make(step: int) -> tuple[Sequence[Batch], int]:
+        chosen = train[batches.batch_positions(len(train), t.batch_size, seed=t.seed, step=step)]
+        parts = batches.micro_batches(chosen, lengths, setup.micro_batch_size)
+        ids = data.examples.ids
+        device = setup.network.device
+        return [batches.ragged(tokens, p, ids=ids, targets=targets, device=device) for p in parts], len(chosen)
+
+    return Plan(max(1, round(per_epoch * t.epochs)), per_epoch, make, t.max_grad_norm, t.seed)
+
+
+def _scatter(data: Prepared, setup: Setup) -> torch.Tensor:
+    """Return the training targets by position among all examples; other rows hold zeros and are never read."""
+    import torch
+
+    targets = data.task.tensor(data.targets["train"])
+    whole = torch.zeros((len(setup.tokens), *targets.shape[1:]), dtype=targets.dtype)
+    whole[torch.from_numpy(data.positions["train"])] = targets
+    return whole
+
+
+def loss_of(data: Prepared, setup: Setup) -> Callable[[Batch], tuple[torch.Tensor, int]]:
+    """Return the function that sums the task's loss over a micro-batch."""
+    import torch
+
+    from finesmith.models import forward
+
+    network, low = setup.network, setup.device.dtype == "bfloat16"
+
+    def loss_sum(batch: Batch) -> tuple[torch.Tensor, int]:
+        if batch.targets is None:
+            raise ValueError("a training batch needs targets")
+        with torch.autocast(network.device.type, torch.bfloat16, enabled=low):
+            logits = forward.logits(network, batch)
+        return data.task.loss(logits.float() if low else logits, batch.targets), len(batch.lengths)
+
+    return loss_sum
+
+
+def new_optimizer(recipe: Recipe, setup: Setup, learning_rate: float) -> torch.optim.Optimizer:
+    """Return AdamW over what is trainable, with the recipe's decay and per-layer rates."""
+    from finesmith.models.layers import depths
+    from finesmith.train.optimiser import adamw, layer_scales, parameter_groups
+
+    scales = None
+    if recipe.method.layer_decay < 1:
+        by_id = {id(p): n for n, p in setup.network.classifier.named_parameters()}
+        inner = layer_scales(depths(setup.network.classifier), recipe.method.layer_decay)
+        scales = {n: inner[by_id[id(p)]] for n, p in setup.network.module.named_parameters()}
+    groups = parameter_groups(
+        setup.network.module, learning_rate=learning_rate, weight_decay=recipe.train.weight_decay, scales=scales
+    )
+    return adamw(groups)
+
+
+def _open(recipe: Recipe, data: Prepared, setup: Setup, plan: Plan, checkpoint: Checkpoint | None) -> _Session:
+    """Return a session, fresh or exactly as the checkpoint left it."""
+    import torch
+
+    from finesmith.evaluate.metrics import HIGHER_IS_BETTER
+    from finesmith.train.checkpoint import restore_optimizer
+    from finesmith.train.optimiser import Schedule
+
+    t, g = recipe.train, recipe.guards
+    optimizer = new_optimizer(recipe, setup, setup.learning_rate)
+    schedule = Schedule(t.schedule, plan.steps, round(t.warmup * plan.steps))
+    stopper = EarlyStopping(g.patience if g.early_stopping else None, HIGHER_IS_BETTER[setup.metric])
+    session = _Session(optimizer, schedule, stopper)
+    if checkpoint is not None:
+        named = _trainable(setup)
+        with torch.no_grad():
+            for name, parameter in named.items():
+                parameter.copy_(checkpoint.tensors[f"model.{name}"])
+        restore_optimizer(optimizer, named, checkpoint.tensors, checkpoint.state["optimizer"])
+        schedule.state.update({k: float(v) for k, v in checkpoint.state["schedule"].items()})
+        stopper.restore(checkpoint.state["stopper"])
+        session.history = list(checkpoint.state["history"])
+        session.loss_sum, session.loss_steps = checkpoint.state["loss_sum"], checkpoint.state["loss_steps"]
+        session.seconds = checkpoint.state["seconds"]
+    return session
+
+
+def _trainable(setup: Setup) -> dict[str, torch.nn.Parameter]:
+    return {name: p for name, p in setup.network.module.named_parameters() if p.requires_grad}
+
+
+def _train(
+    recipe: Recipe,
+    run: Run,
+    data: Prepared,
+    setup: Setup,
+    session: _Session,
+    plan: Plan,
+    loss_sum: Callable[[Batch], tuple[torch.Tensor, int]],
+    start: int,
+) -> bool:
+    """Run the loop, evaluating, saving and stopping between its steps; return whether it stopped early."""
+    from finesmith.train.loop import train
+
+    every = max(1, round(plan.steps_per_epoch / recipe.train.evaluations))
+    saved = began = time.perf_counter()
+    before = session.seconds
+    if session.stopper.exhausted:
+        return True
+    for step in train(setup.network.module, loss_sum, session.optimizer, session.schedule, plan, start=start):
+        session.loss_sum, session.loss_steps = session.loss_sum + step.loss, session.loss_steps + 1
+        run.record("step", total=plan.steps, **asdict(step))
+        due = step.step % every == 0 or step.step == plan.steps
+        if due:
+            best = _evaluate(run, data, setup, session, step.step, step.epoch)
+            if best:
+                _save_best(run, setup, session, step.step)
+        now = time.perf_counter()
+        stop = due and session.stopper.exhausted and step.step < plan.steps
+        if stop:
+            message = f"no better {setup.metric} in {session.stopper.bad} evaluations; best at step {session.stopper.best_step}"
+            run.record("early_stop", step=step.step, message=message)
+        if due or now - saved > recipe.output.checkpoint_minutes * 60:
+            session.seconds = before + now - began
+            _save(recipe, run, setup, session, step.step)
+            saved = time.perf_counter()
+        if stop:
+            return True
+    session.seconds = before
+    return False
+
+
+def _evaluate(run: Run, data: Prepared, setup: Setup, session: _Session, step: int, epoch: float) -> bool:
+    """Score the validation split, record it, tell schedule and stopper; return whether it is the best so far."""
+    targets = data.targets["validation"]
+    outputs = data.task.outputs(Predictor(setup.network).logits(setup.tokens, data.positions["validation"]))
+    loss, value = data.task.plain_loss(outputs, targets), data.task.scores(targets, outputs)[setup.metric]
+    entry = {
+        "step": step,
+        "epoch": epoch,
+        "train_loss": session.loss_sum / max(1, session.loss_steps),
+        "validation_loss": loss,
+        "metric": setup.metric,
+        "value": value,
+    }
+    session.loss_sum, session.loss_steps = 0.0, 0
+    session.history.append(entry)
+    run.record("evaluation", **entry)
+    if session.schedule.observe(loss):
+        run.record("note", message=f"validation loss is on a plateau; learning rate halved after step {step}")
+    return session.stopper.observe(value, loss, step)
+
+
+def _save_best(run: Run, setup: Setup, session: _Session, step: int) -> None:
+    from finesmith.train import checkpoint
+
+    tensors = {f"model.{name}": p.detach() for name, p in _trainable(setup).items()}
+    # Two are kept: an interrupted run may resume from a checkpoint that still knows the one before as its best.
+    checkpoint.save(run.folder / "checkpoints" / "best", step, tensors, {"step": step}, fingerprint={}, keep=2)
+    run.record("best", step=step, value=session.stopper.best)
+
+
+def _save(recipe: Recipe, run: Run, setup: Setup, session: _Session, step: int) -> None:
+    """Publish a checkpoint with all that `_open` needs."""
+    from finesmith.train import checkpoint
+
+    run.record("checkpoint", step=step)
+    named = _trainable(setup)
+    tensors, optimizer = checkpoint.flatten_optimizer(session.optimizer, named)
+    tensors = {**tensors, **{f"model.{name}": p.detach() for name, p in named.items()}}
+    state = {
+        "optimizer": optimizer,
+        "schedule": session.schedule.state,
+        "stopper": session.stopper.state(),
+        "history": session.history,
+        "loss_sum": session.loss_sum,
+        "loss_steps": session.loss_steps,
+        "seconds": session.seconds,
+        "events": run.events_size,
+    }
+    checkpoint.save(
+        run.folder / "checkpoints", step, tensors, state, fingerprint=setup.fingerprint, keep=recipe.output.keep_checkpoints
+    )
+
+
+def _restore_best(run: Run, setup: Setup, session: _Session) -> None:
+    """Load the weights of the best evaluation."""
+    import torch
+
+    from finesmith.errors import RunError
+    from finesmith.train import checkpoint
+
+    best = checkpoint.latest(run.folder / "checkpoints" / "best", fingerprint=None, step=session.stopper.best_step)
+    if best is None:
+        raise RunError(f"{run.folder}/checkpoints/best: the best weights (step {session.stopper.best_step}) are gone")
+    with torch.no_grad():
+        for name, parameter in _trainable(setup).items():
+            parameter.copy_(best.tensors[f"model.{name}"])
+
+
+def _features(recipe: Recipe, run: Run, data: Prepared, setup: Setup, began: float) -> Fitted:
+    """Compute every embedding once, then solve a linear head on them."""
+    import torch
+
+    from finesmith.train.linear import fit_linear
+
+    network, pooling = setup.network, setup.pooling
+    values, cached = embeddings(run, data, setup)
+    run.record("note", message="embeddings taken from the cache" if cached else "embeddings computed and cached")
+    features = torch.from_numpy(values)
+    parts = {name: features[torch.from_numpy(data.positions[name])] for name in ("train", "validation")}
+    task = data.task
+    head = fit_linear(
+        parts["train"],
+        task.tensor(data.targets["train"]),
+        task.loss,
+        outputs=task.head.outputs,
+        validation=(parts["validation"], task.tensor(data.targets["validation"])),
+    )
+    outputs = {name: task.outputs(head.logits(part).numpy()) for name, part in parts.items()}
+    entry = {
+        "step": 1,
+        "epoch": 1.0,
+        "train_loss": task.plain_loss(outputs["train"], data.targets["train"]),
+        "validation_loss": task.plain_loss(outputs["validation"], data.targets["validation"]),
+        "metric": setup.metric,
+        "value": task.scores(data.targets["validation"], outputs["validation"])[setup.metric],
+    }
+    run.record("evaluation", **entry)
+    run.record("note", message=f"linear head solved; L2 penalty {head.l2:g} chosen on validation loss")
+    return Fitted(Predictor(network, head, pooling), [entry], 1, time.perf_counter() - began)
+
+
+def embeddings(run: Run, data: Prepared, setup: Setup) -> tuple[Any, bool]:
+    """Return the pooled states of all examples under the untouched base model, float32 [N, D], and if they were cached."""
+    from finesmith.models import forward
+
+    def pooled(batch: Batch) -> torch.Tensor:
+        return forward.embed(setup.network, batch, setup.pooling)
+
+    done = 0
+
+    def progress(count: int) -> None:
+        nonlocal done
+        done += count
+        run.record_live("embedding", done=done, total=len(data.examples))
+
+    key = f"{setup.weights_key} pooled {setup.pooling}"
+    return cached_embeddings(setup.network, setup.tokens, pooled, key=key, cache=setup.cache, progress=progress)
+
+
+def solve_head(recipe: Recipe, run: Run, data: Prepared, setup: Setup) -> None:
+    """Solve the head's last linear layer on frozen features and write it into the network (LP-FT).
+
+    Kumar et al. 2022 (arXiv:2202.10054): a head that fits before the body moves distorts the features less.
+    """
+    import torch
+
+    from finesmith.models import forward
+    from finesmith.models.layers import capture_input, final_linear
+    from finesmith.train.linear import fit_linear
+    from finesmith.workflows.inference import run as run_network
+
+    network, last = setup.network, final_linear(setup.network.classifier)
+
+    def into_head(batch: Batch) -> torch.Tensor:
+        with capture_input(last) as seen:
+            forward.logits(network, batch)
+        return seen[0]
+
+    parts = {
+        name: torch.from_numpy(run_network(network, setup.tokens, data.positions[name], into_head))
+        for name in ("train", "validation")
+    }
+    task = data.task
+    head = fit_linear(
+        parts["train"],
+        task.tensor(data.targets["train"]),
+        task.loss,
+        outputs=task.head.outputs,
+        validation=(parts["validation"], task.tensor(data.targets["validation"])),
+        bias=last.bias is not None,
+    )
+    with torch.no_grad():
+        last.weight.copy_(head.weight)
+        if last.bias is not None:
+            last.bias.copy_(head.bias)
+    outputs = task.outputs(head.logits(parts["validation"]).numpy())
+    value = task.scores(data.targets["validation"], outputs)[setup.metric]
+    run.record("note", message=f"head solved on frozen features: validation {setup.metric} {value:.4f}")
+

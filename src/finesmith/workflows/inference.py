@@ -1,0 +1,115 @@
+"""Run a network over many examples: sorted by length, without gradients, results in the order asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+    from finesmith.data.tokens import Tokens
+    from finesmith.models.forward import Network, Pooling
+    from finesmith.train.linear import LinearHead
+    from finesmith.types import Batch
+
+    Floats = npt.NDArray[np.float64]
+    Positions = npt.NDArray[np.int64]
+
+TOKENS_PER_BATCH = 4096
+SEQUENCES_PER_BATCH = 256
+
+
+@dataclass(slots=True)
+class Predictor:
+    """What turns tokens into logits: a network alone, or a frozen one with a linear head on its pooled states."""
+
+    network: Network
+    head: LinearHead | None = None
+    pooling: Pooling = "mean"
+
+    def logits(self, tokens: Tokens, positions: Positions, progress: Callable[[int], None] | None = None) -> Floats:
+        """Return the logits of the examples at `positions`, float64 [n, C]."""
+        from finesmith.models import forward
+
+        if self.head is None:
+            return run(self.network, tokens, positions, lambda batch: forward.logits(self.network, batch), progress)
+        import torch
+
+        features = run(
+            self.network, tokens, positions, lambda batch: forward.embed(self.network, batch, self.pooling), progress
+        )
+        return self.head.logits(torch.from_numpy(features)).numpy()
+
+
+def run(
+    network: Network,
+    tokens: Tokens,
+    positions: Positions,
+    function: Callable[[Batch], torch.Tensor],
+    progress: Callable[[int], None] | None = None,
+) -> Floats:
+    """Apply `function` (batch -> [B, D]) to the examples at `positions`; return float64 [n, D] in their order."""
+    import numpy as np
+    import torch
+
+    from finesmith.data.batches import in_length_order, ragged
+
+    lengths = tokens.lengths()[positions]
+    ids = np.arange(len(tokens))
+    training = network.module.training
+    network.module.eval()
+    result: Any = None
+    try:
+        with torch.no_grad():
+            for places in in_length_order(lengths, TOKENS_PER_BATCH, SEQUENCES_PER_BATCH):
+                batch = ragged(tokens, positions[places], ids=ids, device=network.device)
+                values = function(batch).double().cpu().numpy()
+                if result is None:
+                    result = np.empty((len(positions), values.shape[1]))
+                result[places] = values
+                if progress is not None:
+                    progress(len(places))
+    finally:
+        network.module.train(training)
+    if result is None:
+        return np.empty((0, 0))
+    return result  # type: ignore[no-any-return]
+
+
+def cached_embeddings(
+    network: Network,
+    tokens: Tokens,
+    function: Callable[[Batch], torch.Tensor],
+    *,
+    key: str,
+    cache: Path | None,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[npt.NDArray[np.float32], bool]:
+    """Return `function` of all examples, float32 [N, D], from the cache where it is there; and whether it was.
+
+    `key` names the weights and what is computed; the tokens' content is added to it.
+    """
+    import numpy as np
+
+    from finesmith.data.token_cache import load_cached, open_build
+
+    digest = hashlib.sha256(f"embeddings 1\n{key}\n".encode())
+    for column in (tokens.tokens, tokens.offsets, tokens.segments):
+        digest.update(b"none" if column is None else np.ascontiguousarray(column).data)
+    name = digest.hexdigest()
+    if cache is not None and (found := load_cached(cache, name)) is not None:
+        stored = found[0]["embeddings"]
+        if stored is not None:
+            return np.asarray(stored).reshape(len(tokens), -1), True
+    values = run(network, tokens, np.arange(len(tokens)), function, progress).astype(np.float32)
+    if cache is not None:
+        with open_build(cache, name) as build:
+            build.column("embeddings", "<f4").append(values.ravel())
+            build.publish({"rows": len(values)})
+    return values, False

