@@ -91,7 +91,9 @@ def tune(
     if model is not None:
         values["model.base"] = model
     recipe = _recipe(data, values)
-    return TunedRun(run_tune(recipe, out=None if out is None else str(out), command="finesmith.tune", listeners=listeners))
+    return TunedRun(
+        run_tune(recipe, out=None if out is None else str(out), command="finesmith.tune", listeners=listeners)
+    )
 
 
 def _recipe(data: Any, values: Mapping[str, Any]) -> Any:

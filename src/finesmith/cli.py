@@ -37,7 +37,9 @@ Model = Annotated[str | None, typer.Option("--model", help="Base model: a folder
 @app.command()
 def tune(
     plan: Plan,
-    out: Annotated[str | None, typer.Option("--out", "-o", help="Run folder to make; default runs/NAME-DATE-TIME.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="Run folder to make; default runs/NAME-DATE-TIME.")
+    ] = None,
     model: Model = None,
     sets: Sets = None,
     quiet: Quiet = False,
@@ -113,7 +115,9 @@ def resume(
 def predict(
     folder: RunFolder,
     data: Annotated[str, typer.Argument(metavar="DATA", help="A file with the text column(s) the model reads.")],
-    out: Annotated[str | None, typer.Option("--out", "-o", help="csv, jsonl or parquet; default: csv to the screen.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="csv, jsonl or parquet; default: csv to the screen.")
+    ] = None,
     text: Annotated[str | None, typer.Option("--text", help="The text column, where it has another name.")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -186,7 +190,9 @@ def runs(
         typer.echo(f"no runs in {folder}; start one with: finesmith tune FILE", err=True)
     for row in found:
         value = "" if row["value"] is None else f"{row['metric']} {row['value']:.4f}"
-        typer.echo(_clean(f"{row['folder']:40}  {row['state']:11}  {value:18}  {row['conclusion'] or row['error'] or ''}"))
+        typer.echo(
+            _clean(f"{row['folder']:40}  {row['state']:11}  {value:18}  {row['conclusion'] or row['error'] or ''}")
+        )
 
 
 @app.command()
@@ -250,7 +256,9 @@ def _recipe(plan: list[str], model: str | None, sets: list[str] | None) -> Recip
         return load(plan[0], given)
     recipes = [name for name in plan if Path(name).suffix in {".yaml", ".yml", ".toml"}]
     if recipes:
-        raise UserError(f"{recipes[0]} is a recipe; give it alone and name data inside it or with --set data.train=FILE")
+        raise UserError(
+            f"{recipes[0]} is a recipe; give it alone and name data inside it or with --set data.train=FILE"
+        )
     return replace(load(plan[0], given), {"data.train": plan})
 
 
@@ -290,5 +298,3 @@ def _clean(text: str) -> str:
     from finesmith.console import printable
 
     return printable(text)
-
-

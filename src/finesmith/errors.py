@@ -48,7 +48,11 @@ class Problem:
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}: " if self.file and self.line else f"{self.file}: " if self.file else ""
-        return f"{place}{self.key}: {self.message}" if self.key and self.key not in self.message else f"{place}{self.message}"
+        return (
+            f"{place}{self.key}: {self.message}"
+            if self.key and self.key not in self.message
+            else f"{place}{self.message}"
+        )
 
 
 class RecipeError(UserError):

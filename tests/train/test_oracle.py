@@ -91,9 +91,9 @@ def ours(network: Network, tokens: Tokens, targets: torch.Tensor, micro: int, ep
         return [batches.ragged(tokens, p, ids=np.arange(COUNT), targets=targets) for p in parts], len(chosen)
 
     def loss_sum(batch):
-        return torch.nn.functional.cross_entropy(
-            forward.logits(network, batch), batch.targets, reduction="sum"
-        ), len(batch.lengths)
+        return torch.nn.functional.cross_entropy(forward.logits(network, batch), batch.targets, reduction="sum"), len(
+            batch.lengths
+        )
 
     plan = loop.Plan(per * epochs, per, make, 1.0, 0)
     steps = list(loop.train(network.module, loss_sum, optimizer, schedule, plan))
@@ -158,9 +158,9 @@ def test_gradients_equal_the_padded_batch(kind: str, data: tuple) -> None:
     made = [batches.ragged(tokens, p, ids=np.arange(COUNT), targets=targets) for p in parts]
 
     def loss_sum(batch):
-        return torch.nn.functional.cross_entropy(
-            forward.logits(network, batch), batch.targets, reduction="sum"
-        ), len(batch.lengths)
+        return torch.nn.functional.cross_entropy(forward.logits(network, batch), batch.targets, reduction="sum"), len(
+            batch.lengths
+        )
 
     loss, examples, count = backward(loss_sum, made, COUNT, lambda _: None)
     out = plain(**rectangle(tokens, chosen), labels=targets)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -49,7 +49,7 @@ def has_html(text: str) -> bool:
 
     `a < b`, `<3`, `AT&T` and names that HTML does not have, such as `<unk>`, are none.
     """
-    if "<" in text and _TAG.search(text):
+    if "<" in text and next(_tags(text), None) is not None:
         return True
     return "&" in text and any(_known(match[0]) for match in _ENTITY.finditer(text))
 
@@ -118,14 +118,12 @@ _INLINES = frozenset(
     ).split()
 )
 _UNREAD = frozenset({"script", "style"})
-_SEVERAL = "|".join(sorted((name for name in _BLOCKS | _INLINES if len(name) > 1), key=len, reverse=True))
+_NAMES = _BLOCKS | _INLINES
 _ASSIGNED = r"""[a-z_:@][\w:.-]*+\s*+=\s*+(?:"[^"<]*+"|'[^'<]*+'|[^\s"'<>=`]++)"""
-# Possessive quantifiers, and no "<" inside a tag, keep this linear. A bare word is an attribute only in tags of
-# several letters, so that "if a <b and c> d" is not one.
+# Possessive quantifiers, and no "<" inside a tag, keep this linear.
 _TAG = re.compile(
-    rf"<(?:!--|!doctype\b[^<>]*+>|/(?P<closed>{_SEVERAL}|[abipqsu])\s*+>"
-    rf"|(?P<long>{_SEVERAL})(?:\s++(?:{_ASSIGNED}|[a-z_:@][\w:.-]*+(?!\s*=)))*+\s*+/?>"
-    rf"|(?P<short>[abipqsu])(?:\s++{_ASSIGNED})*+\s*+/?>)",
+    r"<(?:!--|!doctype\b[^<>]*+>|/(?P<closed>[a-z][a-z0-9]{0,11}+)\s*+>"
+    rf"|(?P<opened>[a-z][a-z0-9]{{0,11}}+)(?:\s++(?:{_ASSIGNED}|(?P<bare>[a-z_:@][\w:.-]*+(?!\s*=))))*+\s*+/?>)",
     re.IGNORECASE,
 )
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#x[0-9a-f]{1,6}|[a-z][a-z0-9]{1,31});", re.IGNORECASE)
@@ -148,13 +146,23 @@ def strip_html(text: str) -> str:
     return text.replace("<", " ").replace("&", " ") if has_html(text) or _AMPERSANDS.search(text) else text
 
 
+def _tags(text: str) -> Iterator[tuple[re.Match[str], str, str]]:
+    """Yield each tag or comment's beginning with the name that it opens and the name that it closes."""
+    for match in _TAG.finditer(text):
+        opened, closed = (match["opened"] or "").lower(), (match["closed"] or "").lower()
+        if (opened or closed) and (opened or closed) not in _NAMES:
+            continue
+        if len(opened) == 1 and match["bare"]:  # "if a <b and c> d"
+            continue
+        yield match, opened, closed
+
+
 def _strip_tags(text: str) -> str:
     pieces: list[str] = []
     end, unread, comments_close = 0, "", True
-    for match in _TAG.finditer(text):
+    for match, opened, closed in _tags(text):
         if match.start() < end:  # inside a comment
             continue
-        opened, closed = (match["long"] or match["short"] or "").lower(), (match["closed"] or "").lower()
         if unread:
             if closed == unread:
                 unread, end = "", match.end()

@@ -104,51 +104,62 @@ def _families(texts: list[str], threshold: float, seed: int) -> tuple[Ints, npt.
     codes, counts = _features(texts)
     overlap = _Overlap(codes, counts)
     limit = max(FAMILY, len(texts) // 20)
-    left, right = (np.zeros(0, np.int64) for _ in range(2))
-    similarity = np.zeros(0)
-    family = np.arange(len(texts))
+    levels = np.linspace(threshold, 1.0, 5)[1:4]
+    links = _Links(len(texts))
+    family, core = links.components(0), links.components(0)
     sizes = np.ones(len(texts), np.int64)
     for one, two in _candidates(codes, counts, threshold, seed):
-        # Inside a family that is small enough nothing is left to learn.
-        useful = (family[one] != family[two]) | (sizes[family[one]] > limit)
+        # Inside a family that will not be cut, or a part of one that never will, nothing is left to learn.
+        useful = (family[one] != family[two]) | ((sizes[family[one]] > limit) & (core[one] != core[two]))
         one, two = one[useful], two[useful]
         value, near = overlap.compare(one, two, threshold)
-        if not near.any():
-            continue
-        left, right = np.concatenate([left, one[near]]), np.concatenate([right, two[near]])
-        similarity = np.concatenate([similarity, value[near]])
-        _, kept = np.unique(left * len(texts) + right, return_index=True)
-        left, right, similarity = left[kept], right[kept], similarity[kept]
-        family = _components(len(texts), left, right)
-        sizes = np.bincount(family, minlength=len(texts))
-    return _cut(family, left, right, similarity, threshold, limit)
-
-
-def _components(size: int, left: Ints, right: Ints) -> Ints:
-    import numpy as np
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    graph = coo_matrix((np.ones(len(left), np.int8), (left, right)), shape=(size, size))
-    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
-
-
-def _cut(
-    family: Ints, left: Ints, right: Ints, similarity: npt.NDArray[np.float64], threshold: float, limit: int
-) -> tuple[Ints, npt.NDArray[np.bool_]]:
-    """Raise the threshold inside families over `limit` until they fit, or only all but equal texts remain linked."""
-    import numpy as np
-
-    touched = np.zeros(len(family), bool)
-    for level in np.linspace(threshold, 1.0, 5)[1:4]:
+        if near.any():
+            links.add(one[near], two[near], value[near])
+            family, core = links.components(0), links.components(levels[-1])
+            sizes = np.bincount(family, minlength=len(texts))
+    cut = np.zeros(len(texts), bool)
+    for level in levels:
         large = np.bincount(family)[family] > limit
         if not large.any():
             break
-        touched |= large
-        kept = (similarity >= level - 1e-9) | ~large[left]
-        left, right, similarity = left[kept], right[kept], similarity[kept]
-        family = _components(len(family), left, right)
-    return family, touched
+        cut |= large
+        family = np.where(large, len(texts) + links.components(level), family)
+        family = np.unique(family, return_inverse=True)[1]
+    return family, cut
+
+
+class _Links:
+    """The strongest links that hold texts together: a spanning forest, which has their components at every level."""
+
+    def __init__(self, size: int) -> None:
+        from scipy.sparse import coo_matrix
+
+        self.forest = coo_matrix((size, size))
+
+    def add(self, left: Ints, right: Ints, similarity: npt.NDArray[np.float64]) -> None:
+        """Take in links between different texts (left < right)."""
+        import numpy as np
+        from scipy.sparse import csr_matrix
+        from scipy.sparse.csgraph import minimum_spanning_tree
+
+        size = self.forest.shape[0]
+        pairs = np.concatenate([self.forest.row.astype(np.int64) * size + self.forest.col, left * size + right])
+        pairs, kept = np.unique(pairs, return_index=True)
+        # From 1 for equal to 2 for nothing in common: no weight is 0, which would mean no link.
+        weights = np.concatenate([self.forest.data, 2 - similarity])[kept]
+        graph = csr_matrix((weights, np.divmod(pairs, size)), shape=(size, size))
+        self.forest = minimum_spanning_tree(graph).tocoo()
+
+    def components(self, level: float) -> Ints:
+        """Return the number of each text's component when only links of at least `level` count."""
+        import numpy as np
+        from scipy.sparse import coo_matrix
+        from scipy.sparse.csgraph import connected_components
+
+        strong = self.forest.data <= 2 - level + 1e-9
+        ends = (self.forest.row[strong], self.forest.col[strong])
+        graph = coo_matrix((self.forest.data[strong], ends), shape=self.forest.shape)
+        return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 
 
 def _features(texts: list[str]) -> tuple[Codes, Ints]:

@@ -202,7 +202,8 @@ def _phone(seen: str, start: int, end: int) -> Iterator[tuple[int, int]]:
         return
     said = PHONE_WORD.search(seen, max(0, start - 30), start) is not None
     for first, last in _windows(seen, start, end):
-        if _is_phone(seen[first:last], said):
+        whole = (first, last) == (start, end)
+        if (whole or said or seen[first] in "+(0") and _is_phone(seen[first:last], said):
             yield first, stop if last == end else last
             return
 
@@ -215,6 +216,8 @@ def _is_phone(raw: str, said: bool) -> bool:
         return False
     if raw[0] == "+" or digits.startswith("00"):
         return _possible("+" + digits.removeprefix("00").removeprefix("0"))
+    if len(digits) > 12 and not said:
+        return False
     between = set(re.sub(r"\d", "", raw))
     if "/" in between and not (len(groups) == 2 and digits[0] == "0"):
         return False

@@ -111,7 +111,11 @@ def _local(folder: Path) -> Base:
         others = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".h5"})
         raise ModelError(
             f"{folder} holds no .safetensors weights"
-            + (f" (found {', '.join(others[:3])}, which finesmith does not open: pickles can run code)" if others else "")
+            + (
+                f" (found {', '.join(others[:3])}, which finesmith does not open: pickles can run code)"
+                if others
+                else ""
+            )
             + "; convert them with transformers' save_pretrained in a place you trust"
         )
     digest = hashlib.sha256("".join(sha256_of(file) for file in weights).encode()).hexdigest()
@@ -144,7 +148,9 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base.location, revision=base.revision or "main", trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            base.location, revision=base.revision or "main", trust_remote_code=False
+        )
     except Exception as error:
         raise ModelError(_cannot_load(base, "tokenizer", error)) from error
     return tokenizer  # type: ignore[no-any-return]
@@ -185,7 +191,9 @@ def load_classifier(
 
     config = load_config(base)
     if config.is_encoder_decoder:
-        raise ModelError(f"{base.name} is an encoder-decoder ({config.model_type}); classification needs one of the two")
+        raise ModelError(
+            f"{base.name} is an encoder-decoder ({config.model_type}); classification needs one of the two"
+        )
     config.num_labels = outputs
     config.problem_type = problem
     if labels is not None:

@@ -56,7 +56,10 @@ def save_features(
     dense.mkdir(exist_ok=True)
     pool.mkdir(exist_ok=True)
     outputs, width = weight.shape
-    save_file({"linear.weight": weight.float().contiguous(), "linear.bias": bias.float().contiguous()}, dense / "model.safetensors")
+    save_file(
+        {"linear.weight": weight.float().contiguous(), "linear.bias": bias.float().contiguous()},
+        dense / "model.safetensors",
+    )
     _write(
         dense / "config.json",
         {

@@ -115,7 +115,7 @@ def markdown(text: str) -> str:
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     line = _SPECIAL.sub(r"\\\1", line)
     line = _LIST_START.sub(r"\1\\\2", _LINE_START.sub(r"\\\1", line))
-    return re.sub(r"(?i)\bwww\.", r"www\\.", line)
+    return re.sub(r"(?i)\b(www)\.", r"\1\\.", line)
 
 
 def base_name(folder: RunFolder) -> str:
@@ -227,7 +227,7 @@ def _training(folder: RunFolder) -> list[tuple[str, str]]:
             for key, value in list(train.items())[:20]
         ],
         ("time", duration(folder.run.get("seconds")) if number(folder.run.get("seconds")) is not None else ""),
-        ("device", cut(machine.get("device"), 60)),
+        ("device", cut(machine.get("device") or mapping(folder.model.get("device")).get("device"), 60)),
         *[(cut(key, 40), cut(value, 40)) for key, value in list(versions.items())[:8]],
     ]
     return [(key, value) for key, value in rows if value]

@@ -106,7 +106,7 @@ def _learning_rate(steps: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 def _gradients(steps: list[dict[str, Any]]) -> dict[str, Any] | None:
     xs, ys = pairs(steps, "grad_norm")
-    svg = charts.lines([Series("gradient norm", xs, ys, "rate")], title="Gradient norm", x_label="step")
+    svg = charts.lines([Series("gradient norm", xs, ys, "rate thin")], title="Gradient norm", x_label="step")
     note = "Length of the gradient before clipping."
     return {"title": "Gradient norm", "svg": svg, "key": [], "note": note} if svg else None
 

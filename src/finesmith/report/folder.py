@@ -11,6 +11,8 @@ from typing import Any
 from finesmith.errors import RunError
 from finesmith.report.format import cut
 
+LONGEST_RECIPE = 100_000
+
 
 def mapping(value: object) -> dict[str, Any]:
     """Return `value` when it is an object, else an empty one."""
@@ -131,6 +133,9 @@ def _events(path: Path, problems: list[str]) -> list[dict[str, Any]]:
 def _settings(recipe: str, problems: list[str]) -> dict[str, Any]:
     import yaml
 
+    if len(recipe) > LONGEST_RECIPE:
+        problems.append(f"recipe.yaml has more than {LONGEST_RECIPE:,} characters; it is shown as text only")
+        return {}
     try:
         return mapping(yaml.safe_load(recipe)) if recipe else {}
     except (yaml.YAMLError, RecursionError, ValueError):

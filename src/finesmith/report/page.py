@@ -115,6 +115,7 @@ def render(folder: RunFolder) -> str:
         made=made(folder),
         recipe=_recipe(folder),
         files=_files(folder),
+        present={name for name in FILES if (folder.path / name).is_file()},
         problems=[cut(problem, 200) for problem in problems],
     )
 
@@ -145,13 +146,22 @@ def banner(folder: RunFolder) -> dict[str, Any]:
         "chip": chip,
         "conclusion": conclusion,
         "progress": curves.progress(folder) if unfinished else "",
-        "error": (cut(error.get("kind"), 80), cut(error.get("message"), 2000)) if error else None,
+        "error": (cut(error.get("kind"), 80), cut(error.get("message"), 2000))
+        if error and error.get("kind") != state
+        else None,
         "resume": f"finesmith resume {shlex.quote(visible(folder.name))}" if state in ("failed", "interrupted") else "",
         "state": STATES.get(state, "State unknown"),
         "task": words(folder.task, 60),
         "started": moment(folder.run.get("started")) if folder.run.get("started") else "",
         "opened": len(folder.named("test_opened")),
+        "opened_last": _opened_last(folder),
     }
+
+
+def _opened_last(folder: RunFolder) -> bool:
+    names = [event.get("event") for event in folder.events]
+    choices = [place for place, name in enumerate(names) if name in ("step", "evaluation", "best", "lr_range")]
+    return "test_opened" in names and names.index("test_opened") > max(choices, default=-1)
 
 
 def comparison(folder: RunFolder) -> dict[str, Any] | None:
@@ -253,7 +263,7 @@ def key_figures(folder: RunFolder) -> list[dict[str, str]]:
     if number(folder.run.get("seconds")) is not None:
         machine = mapping(folder.run.get("machine"))
         cores = f"{plain(machine['cores'])} cores" if number(machine.get("cores")) is not None else ""
-        device = cut(machine.get("device"), 40)
+        device = cut(machine.get("device") or mapping(folder.model.get("device")).get("device"), 40)
         cards.append(("Time", duration(folder.run["seconds"]), ", ".join(part for part in (device, cores) if part)))
     return [{"title": title, "value": shown, "line": line} for title, shown, line in cards]
 

@@ -20,6 +20,7 @@ BALANCE_ROWS = 16
 FINDINGS = 40
 EXCERPTS = 4
 ACTIONS = {"keep": "kept", "drop": "dropped", "fix": "fixed", "stop": "stopped the run", "None": ""}
+COLUMNS = ("text", "text_pair", "label", "group", "split")
 SEVERITIES = ("error", "warning", "info")
 
 
@@ -63,7 +64,7 @@ def sources(folder: RunFolder) -> dict[str, Any]:
     changes = [*mapping(folder.data.get("cleaning")).items(), *mapping(folder.data.get("fixed")).items()]
     return {
         "files": [_file(row) for row in records(folder.data.get("sources"))[:20]],
-        "columns": [(words(key, 60), label_text(value)) for key, value in list(columns.items())[:12] if value],
+        "columns": [(words(key, 60), label_text(value)) for key, value in columns.items() if value and key in COLUMNS],
         "reasons": [(cut(key, 60), cut(value, 300)) for key, value in list(reasons.items())[:20]],
         "changes": [(words(key, 80), f"{count(value)} rows") for key, value in changes[:30]],
         "notes": [cut(note, 300) for note in items(folder.data.get("split_notes"))[:12] if isinstance(note, str)],
@@ -161,7 +162,7 @@ def findings(folder: RunFolder) -> dict[str, Any] | None:
             "kind": words(finding.get("kind"), 60),
             "severity": finding["severity"] if finding.get("severity") in rank else "info",
             "message": cut(finding.get("message"), 400),
-            "count": count(finding.get("count")) if number(finding.get("count")) is not None else "",
+            "count": count(finding.get("count")) if number(finding.get("count")) else "",
             "action": ACTIONS.get(str(finding.get("action")), cut(finding.get("action"), 40)),
             "remedy": cut(finding.get("remedy"), 400),
             "details": _scalars(
@@ -187,12 +188,16 @@ def _scalars(values: dict[str, Any], most: int) -> list[tuple[str, str]]:
 
 def _detail(key: str, value: object) -> str:
     if isinstance(value, dict):
-        parts = [f"{cut(str(name), 40)} {_detail(key, part)}" for name, part in list(value.items())[:6]]
+        parts = [f"{cut(str(name), 40)} {_figure(key, part)}" for name, part in list(value.items())[:6]]
         return ", ".join(parts) + (" …" if len(value) > 6 else "")
     if isinstance(value, list):
-        return ", ".join(cut(part, 40) for part in value[:8] if isinstance(part, str | int | float))
+        return ", ".join(_figure(key, part) for part in value[:8]) + (" …" if len(value) > 8 else "")
+    return _figure(key, value, 120)
+
+
+def _figure(key: str, value: object, length: int = 40) -> str:
     if number(value) is None:
-        return cut(value, 120)
+        return cut(value, length) if isinstance(value, str | bool) else ""
     return share(value, 2) if "share" in key or key.endswith("rate") else plain(value)
 
 

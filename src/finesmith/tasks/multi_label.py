@@ -112,9 +112,7 @@ class MultiLabel(Task):
             counts = torch.tensor(self.counts, dtype=torch.float64)
             positive = ((self.examples - counts) / counts).clamp(1.0, 100.0)
         gamma = o.focal_gamma if o.loss == "focal" else None
-        return sigmoid_loss(
-            logits_BC, targets, positive_C=positive, smoothing=o.label_smoothing, focal_gamma=gamma
-        )
+        return sigmoid_loss(logits_BC, targets, positive_C=positive, smoothing=o.label_smoothing, focal_gamma=gamma)
 
     def plain_loss(self, outputs: Array, targets: Array) -> float:
         """Return the mean binary cross-entropy."""

@@ -104,11 +104,13 @@ def save(
     return target
 
 
-def latest(folder: Path, *, fingerprint: Mapping[str, str] | None, force: bool = False) -> Checkpoint | None:
+def latest(
+    folder: Path, *, fingerprint: Mapping[str, str] | None, force: bool = False, at: int | None = None
+) -> Checkpoint | None:
     """Load the newest checkpoint in `folder` that verifies; None when there is no checkpoint at all.
 
     Every byte is hashed before anything is loaded. `fingerprint=None` compares nothing; `force` goes on although the
-    fingerprint differs. What a killed save left behind is removed.
+    fingerprint differs; `at` looks for that step only. What a killed save left behind is removed.
 
     Raises:
         RunError: there are checkpoints but none verifies; or the fingerprint differs, and what differs is named.
@@ -121,6 +123,8 @@ def latest(folder: Path, *, fingerprint: Mapping[str, str] | None, force: bool =
         raise RunError(f"{folder}: cannot be tidied after a killed save: {error}; make the folder writable") from error
     refused: list[str] = []
     for step, path in _published(folder):
+        if at is not None and step != at:
+            continue
         try:
             content = _verify(path, step)
             found = Checkpoint(
@@ -135,7 +139,7 @@ def latest(folder: Path, *, fingerprint: Mapping[str, str] | None, force: bool =
             refused.append(f"{path.name}: {str(error)[:200]}")
             continue
         if fingerprint is not None and not force:
-            _compare(found, fingerprint)
+            require_same(found, fingerprint)
         return found
     if refused:
         raise RunError(
@@ -263,7 +267,12 @@ def _save_message(folder: Path, step: int, tensors: Mapping[str, torch.Tensor], 
     )
 
 
-def _compare(found: Checkpoint, fingerprint: Mapping[str, str]) -> None:
+def require_same(found: Checkpoint, fingerprint: Mapping[str, str]) -> None:
+    """Refuse a checkpoint whose fingerprint differs.
+
+    Raises:
+        RunError: it differs; each thing that does is named with both values.
+    """
     then, now = found.fingerprint, dict(fingerprint)
     differs = [
         f"{key} was {_short(then.get(key))}, is now {_short(now.get(key))}"

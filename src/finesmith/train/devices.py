@@ -84,9 +84,7 @@ def cpu_flags(source: Path = Path("/proc/cpuinfo")) -> set[str]:
 
 def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     """Return how many cores this process may use: its affinity, or its container's quota where that is less."""
-    cores = (
-        len(os.sched_getaffinity(0)) if os.name == "posix" and os.uname().sysname == "Linux" else os.cpu_count() or 1
-    )
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     if quota.is_file():
         limit, period = quota.read_text().split()
         if limit != "max":

@@ -91,7 +91,7 @@ def _solve(
         w, b = _split(theta, outputs, bias)
         loss = loss_sum(features @ w.T + b, targets) / len(features) + 0.5 * l2 * w.square().sum()
         (gradient,) = torch.autograd.grad(loss, theta)
-        return float(loss), gradient.numpy()
+        return float(loss.detach()), gradient.numpy()
 
     found = minimize(value_and_gradient, start, jac=True, method="L-BFGS-B", options={"maxiter": 300, "gtol": 1e-6})
     return found.x  # type: ignore[no-any-return]

@@ -94,7 +94,10 @@ def _ramp(
         batches, units = plan.batches(step % max(1, plan.steps))
         try:
             loss, _, _ = backward(
-                loss_sum, batches, units, lambda micro, step=step: torch.manual_seed(mix(plan.seed, step, micro, 1)) and None
+                loss_sum,
+                batches,
+                units,
+                lambda micro, step=step: torch.manual_seed(mix(plan.seed, step, micro, 1)) and None,
             )
             clip_gradients(parameters, plan.max_grad_norm)
         except DivergenceError:

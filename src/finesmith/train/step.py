@@ -29,7 +29,9 @@ class StepResult:
     tokens: int
 
 
-def backward(loss_sum: LossSum, batches: Iterable[Batch], units: int, seed: Callable[[int], None]) -> tuple[float, int, int]:
+def backward(
+    loss_sum: LossSum, batches: Iterable[Batch], units: int, seed: Callable[[int], None]
+) -> tuple[float, int, int]:
     """Accumulate the gradient of (sum of losses) / units over micro-batches; return (mean loss, examples, tokens).
 
     `units` is the number of supervised units of the whole batch, over all micro-batches and devices: dividing by it

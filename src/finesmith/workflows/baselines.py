@@ -71,20 +71,24 @@ def _texts(data: Prepared, split: Split) -> tuple[list[str], list[str] | None]:
 def _majority(data: Prepared) -> Outputs:
     from finesmith.evaluate.baselines import majority
 
-    sizes = {split: len(data.positions[split]) for split in ("validation", "test")}
-    return {split: majority(data.targets["train"], n, data.task.kind, data.task.head.outputs) for split, n in sizes.items()}
+    kind, classes = data.task.kind, data.task.head.outputs
+    targets = data.targets["train"].astype(int) if kind == "single" else data.targets["train"]
+    return {split: majority(targets, len(data.positions[split]), kind, classes) for split in ("validation", "test")}
 
 
 def _tfidf(recipe: Recipe, data: Prepared) -> Outputs:
     from finesmith.evaluate.baselines import tfidf_linear
 
+    kind = data.task.kind
+    whole = {s: t.astype(int) if kind == "single" else t for s, t in data.targets.items()}
+    texts = {split: _texts(data, split) for split in ("train", "validation", "test")}
     found = tfidf_linear(
-        _texts(data, "train"),
-        data.targets["train"],
-        {"validation": _texts(data, "validation"), "test": _texts(data, "test")},
-        kind=data.task.kind,
-        outputs=data.task.head.outputs,
-        validation_targets=data.targets["validation"],
+        texts["train"],
+        whole["train"],
+        {"validation": texts["validation"], "test": texts["test"]},
+        kind,
+        classes=data.task.head.outputs if kind == "single" else None,
+        validation=(texts["validation"], whole["validation"]),
         seed=recipe.train.seed,
     )
     return found.predictions

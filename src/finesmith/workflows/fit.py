@@ -76,7 +76,7 @@ def plan_of(recipe: Recipe, data: Prepared, setup: Setup) -> Plan:
     t = recipe.train
     train, tokens = data.positions["train"], setup.tokens
     lengths = tokens.lengths()
-    targets = _scatter(data, setup)
+    targets = targets_by_position(data, setup)
     per_epoch = batches.steps_per_epoch(len(train), t.batch_size)
 
     def make(step: int) -> tuple[Sequence[Batch], int]:
@@ -89,7 +89,7 @@ def plan_of(recipe: Recipe, data: Prepared, setup: Setup) -> Plan:
     return Plan(max(1, round(per_epoch * t.epochs)), per_epoch, make, t.max_grad_norm, t.seed)
 
 
-def _scatter(data: Prepared, setup: Setup) -> torch.Tensor:
+def targets_by_position(data: Prepared, setup: Setup) -> torch.Tensor:
     """Return the training targets by position among all examples; other rows hold zeros and are never read."""
     import torch
 
@@ -151,7 +151,7 @@ def _open(recipe: Recipe, data: Prepared, setup: Setup, plan: Plan, checkpoint: 
         with torch.no_grad():
             for name, parameter in named.items():
                 parameter.copy_(checkpoint.tensors[f"model.{name}"])
-        restore_optimizer(optimizer, named, checkpoint.tensors, checkpoint.state["optimizer"])
+        restore_optimizer(optimizer, named.items(), checkpoint.tensors, checkpoint.state["optimizer"])
         schedule.state.update({k: float(v) for k, v in checkpoint.state["schedule"].items()})
         stopper.restore(checkpoint.state["stopper"])
         session.history = list(checkpoint.state["history"])
@@ -241,7 +241,7 @@ def _save(recipe: Recipe, run: Run, setup: Setup, session: _Session, step: int) 
 
     run.record("checkpoint", step=step)
     named = _trainable(setup)
-    tensors, optimizer = checkpoint.flatten_optimizer(session.optimizer, named)
+    tensors, optimizer = checkpoint.flatten_optimizer(session.optimizer, named.items())
     tensors = {**tensors, **{f"model.{name}": p.detach() for name, p in named.items()}}
     state = {
         "optimizer": optimizer,
@@ -254,7 +254,12 @@ def _save(recipe: Recipe, run: Run, setup: Setup, session: _Session, step: int) 
         "events": run.events_size,
     }
     checkpoint.save(
-        run.folder / "checkpoints", step, tensors, state, fingerprint=setup.fingerprint, keep=recipe.output.keep_checkpoints
+        run.folder / "checkpoints",
+        step,
+        tensors,
+        state,
+        fingerprint=setup.fingerprint,
+        keep=recipe.output.keep_checkpoints,
     )
 
 
@@ -265,7 +270,7 @@ def _restore_best(run: Run, setup: Setup, session: _Session) -> None:
     from finesmith.errors import RunError
     from finesmith.train import checkpoint
 
-    best = checkpoint.latest(run.folder / "checkpoints" / "best", fingerprint=None, step=session.stopper.best_step)
+    best = checkpoint.latest(run.folder / "checkpoints" / "best", fingerprint=None, at=session.stopper.best_step)
     if best is None:
         raise RunError(f"{run.folder}/checkpoints/best: the best weights (step {session.stopper.best_step}) are gone")
     with torch.no_grad():
@@ -363,4 +368,3 @@ def solve_head(recipe: Recipe, run: Run, data: Prepared, setup: Setup) -> None:
     outputs = task.outputs(head.logits(parts["validation"]).numpy())
     value = task.scores(data.targets["validation"], outputs)[setup.metric]
     run.record("note", message=f"head solved on frozen features: validation {setup.metric} {value:.4f}")
-

@@ -106,7 +106,7 @@ def cached_embeddings(
     if cache is not None and (found := load_cached(cache, name)) is not None:
         stored = found[0]["embeddings"]
         if stored is not None:
-            return np.asarray(stored).reshape(len(tokens), -1), True
+            return np.array(stored).reshape(len(tokens), -1), True
     values = run(network, tokens, np.arange(len(tokens)), function, progress).astype(np.float32)
     if cache is not None:
         with open_build(cache, name) as build:

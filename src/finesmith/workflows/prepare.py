@@ -82,14 +82,15 @@ def prepare(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, lon
     `longest` is the most tokens that the model can take. Raises DataError for anything the data cannot give.
     """
     from finesmith.data.audit import apply, audit
-    from finesmith.data.clean import clean
     from finesmith.data.near_duplicates import cluster, normalise
     from finesmith.data.split import units
 
     rows = _read(recipe)
     for source in rows.sources:
         for origin in source.origins:
-            run.record("note", message=f"read {origin.rows:,} rows of {origin.name} ({origin.format}, {origin.encoding})")
+            run.record(
+                "note", message=f"read {origin.rows:,} rows of {origin.name} ({origin.format}, {origin.encoding})"
+            )
     for key, sentence in rows.columns.reasons.items():
         run.record("note", message=f"data.{key}: {sentence}")
     why = {f"data.{key}": sentence for key, sentence in rows.columns.reasons.items()}
@@ -126,8 +127,14 @@ def prepare(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, lon
     flow += [{"stage": f"dropped: {name}", "rows": -count} for name, count in applied.dropped.items()]
 
     options = _options(recipe, rows.profile)
-    splits, notes = _split(recipe, examples, [rows.given[i] for i in kept], units(clusters, cleaned.groups)[kept],
-                           [joined[i] for i in kept], kind.learn(examples.labels or (), options))
+    splits, notes = _split(
+        recipe,
+        examples,
+        [rows.given[i] for i in kept],
+        units(clusters, cleaned.groups)[kept],
+        [joined[i] for i in kept],
+        kind.learn(examples.labels or (), options),
+    )
     positions = {name: _where(splits, name) for name in SPLITS}
     _refuse_tiny(positions, len(examples), rows.sources)
     task = kind.learn([(examples.labels or ())[i] for i in positions["train"]], options)
@@ -177,7 +184,9 @@ def _read(recipe: Recipe) -> _Rows:
         for split in SPLITS:
             named[split] = named[split] or as_list(parts.get(split))
         if not parts.get("train"):
-            raise DataError(f"{d.train} holds no train file; name the files with data.train, data.validation, data.test")
+            raise DataError(
+                f"{d.train} holds no train file; name the files with data.train, data.validation, data.test"
+            )
         named["train"] = [parts["train"]]
     sources = {s: read(names, encoding=d.encoding, max_rows=d.max_rows) for s, names in named.items() if names}
     profiles = profile(sources["train"].table)
@@ -239,7 +248,13 @@ def _extract(source: Source, columns: Columns, split: Split | None) -> tuple[Exa
     if groups is not None:
         groups = [group or f"row {i}" for i, group in enumerate(groups)]
     ids = np.arange(table.num_rows, dtype=np.int64)
-    return Examples(ids, texts(columns.text) or [], texts(columns.text_pair), column(columns.label), groups), given, where
+    labels = [None if _blank(value) else value for value in column(columns.label) or ()]
+    return Examples(ids, texts(columns.text) or [], texts(columns.text_pair), labels, groups), given, where
+
+
+def _blank(label: Any) -> bool:
+    """Whether a label cell holds nothing: null, white space or NaN."""
+    return label is None or (isinstance(label, str) and not label.strip()) or label != label
 
 
 def _split_name(value: Any, place: str) -> Split:
@@ -296,7 +311,9 @@ def _options(recipe: Recipe, profile: ColumnProfile) -> Options:
     from finesmith.tasks.protocol import Options
 
     t = recipe.train
-    return Options(recipe.data.separator or profile.separator, t.loss, t.focal_gamma, t.class_weights, t.label_smoothing)
+    return Options(
+        recipe.data.separator or profile.separator, t.loss, t.focal_gamma, t.class_weights, t.label_smoothing
+    )
 
 
 def _cleaning(recipe: Recipe) -> Cleaning:
@@ -394,7 +411,9 @@ def _split(
     )
     for i, name in zip(open_rows, cut.names, strict=True):
         names[i] = name
-    notes = [f"class {name!r} has only {count} independent examples; all are in train" for name, count in cut.small.items()]
+    notes = [
+        f"class {name!r} has only {count} independent examples; all are in train" for name, count in cut.small.items()
+    ]
     return names, notes
 
 

@@ -33,6 +33,7 @@ class Setup:
     report: LoadReport
     tokens: Tokens
     max_length: int
+    model_limit: int
     metric: str
     pooling: Pooling
     learning_rate: float
@@ -71,7 +72,9 @@ def default_learning_rate(method: str, parameters: int) -> tuple[float, str]:
         "lora": {"small": 1e-3, "medium": 3e-4, "large": 2e-4},
         "features": {"small": 1.0, "medium": 1.0, "large": 1.0},
     }
-    return rates[method][size], f"the default of {method} for a {size} model ({parameters / 1e6:.0f} million parameters)"
+    return rates[method][
+        size
+    ], f"the default of {method} for a {size} model ({parameters / 1e6:.0f} million parameters)"
 
 
 def set_up(recipe: Recipe, run: Run, data: Prepared, base: Base, tokenizer: PreTrainedTokenizerBase) -> Setup:
@@ -105,6 +108,7 @@ def set_up(recipe: Recipe, run: Run, data: Prepared, base: Base, tokenizer: PreT
     max_length = int(data.summary["max_length"])
     cache = cache_folder(recipe)
     tokens = tokenize(data.examples.texts, data.examples.pairs, tokenizer, max_length=max_length, cache=cache)
+    run.write_json("data.json", {**data.summary, "tokens": {**tokens.summary(), "added_words": words}})
     options = _apply_method(recipe, network)
     why = dict(data.why)
     metric = _metric(recipe, data, why)
@@ -114,10 +118,9 @@ def set_up(recipe: Recipe, run: Run, data: Prepared, base: Base, tokenizer: PreT
         why["train.micro_batch_size"] = "the most that is forecast to fit into memory"
     weights = f"{base.sha256 or base.location}@{base.revision} words {','.join(words)}"
     setup = Setup(
-        device, base, network, report, tokens, max_length, metric, _pooling(recipe, base, network), rate, micro, forecast,
+        device, base, network, report, tokens, max_length, longest_sequence(base, tokenizer), metric, _pooling(recipe, base, network), rate, micro, forecast,
         weights, {}, cache, words, why,
     )  # fmt: skip
-    setup.fingerprint = _fingerprint(recipe, data, setup)
     _write_model(run, recipe, setup, options)
     return setup
 
@@ -201,33 +204,40 @@ def _pooling(recipe: Recipe, base: Base, network: Network) -> Pooling:
 def _micro_batch(
     recipe: Recipe, network: Network, tokens: Tokens, data: Prepared, device: Device
 ) -> tuple[int, Mapping[str, Any]]:
-    from finesmith.train.devices import micro_batch
+    """Return the micro-batch that fits into the memory that is free now, and the forecast for it in bytes."""
+    from finesmith.train.memory import estimate, micro_batch, shape_of
 
-    lengths = tokens.lengths()[data.positions["train"]]
-    chosen, estimate = micro_batch(
+    parameters = [(p.numel(), p.requires_grad) for p in network.module.parameters()]
+    shape = shape_of(
         network.classifier.config,
-        parameters=sum(p.numel() for p in network.module.parameters()),
-        trainable=sum(p.numel() for p in network.module.parameters() if p.requires_grad),
-        lengths=lengths,
-        batch_size=recipe.train.batch_size,
-        device=device,
+        parameters=sum(n for n, _ in parameters),
+        trainable=sum(n for n, on in parameters if on),
     )
-    return recipe.train.micro_batch_size or chosen, estimate
+    lengths = tokens.lengths()[data.positions["train"]]
+    memory = {"free": device.memory_free, "dtype": device.dtype, "padded": not network.ragged}
+    asked = recipe.train.micro_batch_size
+    if asked is None:
+        found = micro_batch(shape, lengths=lengths, batch_size=recipe.train.batch_size, **memory)
+        return found.size, found.estimate.as_json()
+    longest = sorted(lengths.tolist(), reverse=True)[:asked]
+    return asked, estimate(shape, longest, **memory).as_json()
 
 
-def _fingerprint(recipe: Recipe, data: Prepared, setup: Setup) -> dict[str, str]:
-    """Return what must be the same for a resume: recipe, data, base model, library versions, threads."""
+PATHS = ("data.train", "data.validation", "data.test", "model.base")
+
+
+def fingerprint(resolved: Recipe, data: Prepared, setup: Setup) -> dict[str, str]:
+    """Return what must be the same for a resume: the resolved recipe, data, base model, library versions, threads.
+
+    Sources and base model count by content, so a moved file is the same file.
+    """
     from finesmith.recipe import flatten
     from finesmith.run import versions
 
-    flat = {k: v for k, v in flatten(recipe).items() if not k.startswith("output.")}
-    flat |= {"train.learning_rate": setup.learning_rate, "train.micro_batch_size": setup.micro_batch_size}
-    inferred = {"task": data.task.name, "data.max_length": setup.max_length, "evaluate.metric": setup.metric}
-    inferred |= {f"data.{name}": value for name, value in data.summary["columns"].items()}
-    text = json.dumps(flat | inferred, sort_keys=True, default=str)
-    sources = [s["sha256"] for s in data.summary["sources"]]
+    flat = {k: v for k, v in flatten(resolved).items() if not k.startswith("output.") and k not in PATHS}
+    sources = [source["sha256"] for source in data.summary["sources"]]
     return {
-        "recipe": hashlib.sha256(text.encode()).hexdigest(),
+        **{f"recipe {key}": json.dumps(value, default=str) for key, value in flat.items()},
         "data": hashlib.sha256(json.dumps(sources).encode()).hexdigest(),
         "base model": setup.weights_key,
         "device": f"{setup.device.device} {setup.device.dtype}",

@@ -25,7 +25,10 @@ def follow(run: Run) -> Callable[[], None]:
     writer = SummaryWriter(str(run.folder / "tensorboard"))  # type: ignore[no-untyped-call]
 
     def listen(event: Mapping[str, Any]) -> None:
-        names = {"step": ("loss", "learning_rate", "grad_norm"), "evaluation": ("validation_loss", "train_loss", "value")}
+        names = {
+            "step": ("loss", "learning_rate", "grad_norm"),
+            "evaluation": ("validation_loss", "train_loss", "value"),
+        }
         for name in names.get(str(event["event"]), ()):
             if event[name] is not None:
                 writer.add_scalar(f"{event['event']}/{name}", event[name], event["step"])  # type: ignore[no-untyped-call]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finesmith.errors import FinesmithError, RunError
+from finesmith.errors import RunError
 from finesmith.recipe import Recipe, load, replace, to_yaml, with_absolute_paths
-from finesmith.run import Clock, Listener, Run, default_folder, read_json
+from finesmith.run import Listener, Run, default_folder
+from finesmith.workflows.ending import ending
 
 if TYPE_CHECKING:
     from finesmith.train.checkpoint import Checkpoint
@@ -47,7 +45,9 @@ def resume(folder: str, *, force: bool = False, listeners: Sequence[Listener] = 
     run.listeners.extend(listeners)
     if not (path / "recipe.yaml").is_file():
         run.close()
-        raise RunError(f"{folder} holds no recipe.yaml; it stopped before anything was decided: start it again with tune")
+        raise RunError(
+            f"{folder} holds no recipe.yaml; it stopped before anything was decided: start it again with tune"
+        )
     recipe = load(path / "recipe.yaml")
     with ending(run, recipe):
         found = checkpoint.latest(path / "checkpoints", fingerprint=None)
@@ -71,10 +71,13 @@ def _story(recipe: Recipe, run: Run, checkpoint: Checkpoint | None, *, force: bo
     from finesmith.workflows.finish import finish
     from finesmith.workflows.fit import fit
     from finesmith.workflows.prepare import prepare
-    from finesmith.workflows.setup import longest_sequence, require_known, set_up
+    from finesmith.workflows.setup import fingerprint, longest_sequence, require_known, set_up
 
     if checkpoint is None:
-        run.write_text("recipe.yaml", to_yaml(with_absolute_paths(recipe), header="As given; the run stopped before it was resolved."))
+        run.write_text(
+            "recipe.yaml",
+            to_yaml(with_absolute_paths(recipe), header="As given; the run stopped before it was resolved."),
+        )
     run.record("stage", name="data")
     base = find(recipe.model.base, recipe.model.revision)
     tokenizer = load_tokenizer(base)
@@ -83,11 +86,12 @@ def _story(recipe: Recipe, run: Run, checkpoint: Checkpoint | None, *, force: bo
 
     run.record("stage", name="model")
     setup = set_up(recipe, run, data, base, tokenizer)
-    if checkpoint is not None and not force:
-        require_same(checkpoint, setup.fingerprint, run.folder)
     if checkpoint is None and recipe.train.learning_rate == "auto":
         _find_learning_rate(recipe, run, data, setup)
     resolved = _resolve(recipe, data, setup, run)
+    setup.fingerprint = fingerprint(resolved, data, setup)
+    if checkpoint is not None and not force:
+        require_same(checkpoint, setup.fingerprint)
     run.update(task=data.task.name, fingerprint=setup.fingerprint)
 
     run.record("stage", name="baselines")
@@ -144,59 +148,6 @@ def _find_learning_rate(recipe: Recipe, run: Run, data: Prepared, setup: Setup) 
         new_optimizer(recipe, setup, setup.learning_rate),
         plan_of(recipe, data, setup),
     )
-    run.record(
-        "lr_range", learning_rates=found.learning_rates, losses=found.losses, suggestion=found.suggestion
-    )
+    run.record("lr_range", learning_rates=found.learning_rates, losses=found.losses, suggestion=found.suggestion)
     setup.learning_rate = found.suggestion
     setup.why["train.learning_rate"] = "the range test's suggestion: a third of the rate where the loss was lowest"
-
-
-@contextmanager
-def ending(run: Run, recipe: Recipe) -> Iterator[None]:
-    """Write how the run ended, whatever happens, and free its folder; SIGTERM counts as an interruption."""
-    from finesmith.report import page
-
-    clock, board = Clock(), _tensorboard(run, recipe)
-    before = _on_terminate(_interrupt)
-    try:
-        yield
-    except KeyboardInterrupt:
-        run.finish("interrupted", seconds=clock.seconds, error={"kind": "interrupted", "message": "stopped by the user"})
-        raise
-    except FinesmithError as error:
-        run.finish("failed", seconds=clock.seconds, error={"kind": type(error).__name__, "message": str(error)})
-        raise
-    except Exception as error:
-        message = f"{type(error).__name__}: {error}"
-        run.finish("failed", seconds=clock.seconds, error={"kind": "internal", "message": message})
-        raise
-    else:
-        run.finish("finished", seconds=clock.seconds)
-    finally:
-        _on_terminate(before)
-        board()
-        run.close()
-        if (run.folder / "run.json").exists() and read_json(run.folder / "run.json")["state"] == "finished":
-            page.build(run.folder)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-def _on_terminate(handler: object) -> object:
-    """Set the handler of SIGTERM where that is possible (the main thread); return the one before."""
-    import threading
-
-    if threading.current_thread() is not threading.main_thread() or os.name == "nt" or handler is None:
-        return None
-    return signal.signal(signal.SIGTERM, handler)  # type: ignore[arg-type]
-
-
-def _tensorboard(run: Run, recipe: Recipe) -> Callable[[], None]:
-    """Follow the run in TensorBoard's format where the recipe asks for it; return the function that ends it."""
-    if not recipe.output.tensorboard:
-        return lambda: None
-    from finesmith.workflows.tensorboard import follow
-
-    return follow(run)

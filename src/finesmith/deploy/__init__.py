@@ -1,0 +1,1 @@
+"""What ships or lists finished runs."""

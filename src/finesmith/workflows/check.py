@@ -1,0 +1,216 @@
+"""Audit and preflight without training: what is wrong, what would be done, how long it takes and what it needs."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finesmith.run import Listener, Run, plain, read_json
+
+if TYPE_CHECKING:
+    from finesmith.guards.preflight import Probed
+    from finesmith.recipe import Recipe
+    from finesmith.types import Batch
+    from finesmith.workflows.prepare import Prepared
+    from finesmith.workflows.setup import Setup
+
+TIMED_STEPS = 3
+
+
+def check(recipe: Recipe, *, listeners: Sequence[Listener] = ()) -> dict[str, Any]:
+    """Return findings, probes, plan and forecast; `ok` is False when training would be refused or go wrong.
+
+    Nothing is kept but the token cache. Raises FinesmithError for what stops a run before it starts.
+    """
+    with tempfile.TemporaryDirectory(prefix="finesmith-check-") as folder:
+        run = Run.create(Path(folder) / "check", command="check")
+        run.listeners.extend(listeners)
+        try:
+            data, setup = prepared(recipe, run)
+            probes = preflight(recipe, data, setup)
+            forecast = _forecast(recipe, data, setup)
+            findings = read_json(run.folder / "audit.json")["findings"]
+        finally:
+            run.close()
+    ok = all(probe.passed for probe in probes)
+    found = {
+        "ok": ok,
+        "task": data.task.name,
+        "flow": data.summary["flow"],
+        "splits": data.summary["splits"],
+        "findings": findings,
+        "probes": [{"name": p.name, "passed": p.passed, "evidence": p.evidence, "remedy": p.remedy} for p in probes],
+        "plan": _plan(recipe, data, setup),
+        "forecast": forecast,
+    }
+    return {**plain(found), "lines": _lines(found, probes)}
+
+
+def prepared(recipe: Recipe, run: Run) -> tuple[Prepared, Setup]:
+    """Prepare data and network as `tune` does."""
+    from finesmith.models.load import find, load_tokenizer
+    from finesmith.workflows.prepare import prepare
+    from finesmith.workflows.setup import longest_sequence, require_known, set_up
+
+    base = find(recipe.model.base, recipe.model.revision)
+    tokenizer = load_tokenizer(base)
+    require_known(base, tokenizer)
+    data = prepare(recipe, run, tokenizer, longest=longest_sequence(base, tokenizer))
+    return data, set_up(recipe, run, data, base, tokenizer)
+
+
+def preflight(recipe: Recipe, data: Prepared, setup: Setup) -> list[Probed]:
+    """Run every probe that applies to the method; the network is left as it was."""
+    from finesmith.guards import preflight as probes
+    from finesmith.workflows.fit import loss_of, new_optimizer
+    from finesmith.workflows.setup import default_learning_rate
+
+    network = setup.network
+    found = [
+        probes.label_order(data.task.head.labels, dict(network.classifier.config.id2label)),
+        probes.memory_fits(dict(setup.forecast), setup.micro_batch_size, recipe.train.batch_size),
+    ]
+    if recipe.method.name == "features":
+        return found
+    usual, _ = default_learning_rate(recipe.method.name, setup.report.parameters)
+    found.append(probes.learning_rate_in_range(setup.learning_rate, usual, recipe.method.name))
+    loss_sum, module = loss_of(data, setup), network.module
+    longest = _longest_batches(data, setup)
+    found.append(probes.finite_on_longest(module, loss_sum, longest))
+    if not found[-1].passed:
+        return found
+    start, expected = _initial_losses(data, setup)
+    found.append(probes.initial_loss(start, expected, head_is_new=bool(setup.report.new)))
+    found.append(
+        probes.every_tensor_learns(
+            module, loss_sum, longest, lambda: new_optimizer(recipe, setup, max(setup.learning_rate, 1e-4))
+        )
+    )
+    return found
+
+
+def _longest_batches(data: Prepared, setup: Setup) -> list[Batch]:
+    """Return the longest training sequences, as many as one micro-batch holds (at most 16)."""
+    import numpy as np
+
+    from finesmith.data import batches
+    from finesmith.workflows.fit import targets_by_position
+
+    train, lengths = data.positions["train"], setup.tokens.lengths()
+    size = min(setup.micro_batch_size, 16)
+    chosen = train[np.argsort(lengths[train], kind="stable")[-size:]]
+    targets = targets_by_position(data, setup)
+    return [
+        batches.ragged(setup.tokens, part, ids=data.examples.ids, targets=targets, device=setup.network.device)
+        for part in batches.micro_batches(chosen, lengths, size)
+    ]
+
+
+def _initial_losses(data: Prepared, setup: Setup) -> tuple[float, float]:
+    """Return the untrained network's loss on up to 128 validation examples, and that of knowing nothing."""
+    from finesmith.workflows.inference import Predictor
+
+    some = data.positions["validation"][:128]
+    targets = data.targets["validation"][:128]
+    outputs = data.task.outputs(Predictor(setup.network).logits(setup.tokens, some))
+    nothing = {"single": math.log(max(2, data.task.head.outputs)), "multi": math.log(2), "number": 1.0}
+    return data.task.plain_loss(outputs, targets), nothing[data.task.kind]
+
+
+def _forecast(recipe: Recipe, data: Prepared, setup: Setup) -> dict[str, Any]:
+    """Time a few real steps and return seconds of training and bytes of memory."""
+    from finesmith.train.loop import train
+    from finesmith.train.optimiser import Schedule
+    from finesmith.workflows.fit import loss_of, new_optimizer, plan_of
+
+    memory = {"memory_bytes": setup.forecast["total"], "memory_free_bytes": setup.forecast["free"]}
+    if recipe.method.name == "features":
+        return {"steps": 0, "seconds": None, **memory}
+    plan, loss_sum = plan_of(recipe, data, setup), loss_of(data, setup)
+    seconds, began = [], time.perf_counter()
+    schedule = Schedule("constant", plan.steps, 0)
+    # A learning rate of 0: the steps cost what they cost, and the weights stay.
+    for step in train(setup.network.module, loss_sum, new_optimizer(recipe, setup, 0.0), schedule, plan):
+        seconds.append(step.seconds)
+        if len(seconds) > TIMED_STEPS or time.perf_counter() - began > 20:
+            break
+    usual = min(seconds)
+    return {"steps": plan.steps, "seconds": usual * plan.steps, "seconds_per_step": usual, **memory}
+
+
+def _plan(recipe: Recipe, data: Prepared, setup: Setup) -> dict[str, Any]:
+    return {
+        "method": recipe.method.name,
+        "base": setup.base.name,
+        "attention": setup.network.why,
+        "metric": setup.metric,
+        "learning_rate": None if recipe.method.name == "features" else setup.learning_rate,
+        "epochs": recipe.train.epochs,
+        "batch_size": recipe.train.batch_size,
+        "micro_batch_size": setup.micro_batch_size,
+        "max_length": setup.max_length,
+        "tokens": setup.tokens.summary(),
+    }
+
+
+def _lines(found: dict[str, Any], probes: Sequence[Probed]) -> list[str]:
+    """Return the result for a terminal."""
+    flow = "  ".join(f"{stage['stage']} {stage['rows']:,}" for stage in found["flow"])
+    plan, forecast, tokens = found["plan"], found["forecast"], found["plan"]["tokens"]
+    lines = ["", f"task    {found['task']}, judged by {plan['metric']}", f"rows    {flow}"]
+    lines += [
+        f"tokens  {tokens['fertility']:.2f} a word, {tokens['truncated_share']:.1%} of texts truncated at {plan['max_length']}"
+    ]
+    rate = (
+        "" if plan["learning_rate"] is None else f", learning rate {plan['learning_rate']:g}, {plan['epochs']:g} epochs"
+    )
+    lines += [f"plan    {plan['method']} on {plan['base']}{rate}", f"        {plan['attention']}", "", "audit"]
+    shown = [f for f in found["findings"] if f["severity"] != "info"]
+    lines += [f"  {f['severity']:8} {f['kind']}: {f['message']} [{f['action']}]" for f in shown] or [
+        "  nothing stands out"
+    ]
+    lines += ["", "preflight"]
+    lines += [f"  {probe.line()}" for probe in probes]
+    if forecast["seconds"] is not None:
+        lines += [
+            "",
+            f"forecast  {forecast['steps']:,} steps in about {_duration(forecast['seconds'])} on this machine",
+        ]
+    lines += ["", "ready to tune" if found["ok"] else "NOT ready: mend what is marked STOP"]
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def infer_recipe(recipe: Recipe) -> str:
+    """Return the recipe as commented YAML with every value that the data decides, and why."""
+    from finesmith.models.load import find, load_tokenizer
+    from finesmith.recipe import replace, to_yaml
+    from finesmith.workflows.prepare import prepare
+    from finesmith.workflows.setup import longest_sequence
+
+    base = find(recipe.model.base, recipe.model.revision)
+    tokenizer = load_tokenizer(base)
+    with tempfile.TemporaryDirectory(prefix="finesmith-init-") as folder:
+        run = Run.create(Path(folder) / "init", command="init")
+        try:
+            data = prepare(recipe, run, tokenizer, longest=longest_sequence(base, tokenizer))
+        finally:
+            run.close()
+    columns = data.summary["columns"]
+    values: dict[str, Any] = {
+        "task": data.task.name,
+        "evaluate.metric": recipe.evaluate.metric or data.task.default_metric,
+    }
+    values |= {f"data.{n}": columns[n] for n in ("text", "text_pair", "label", "group", "split") if columns[n]}
+    comments = {key: f"inferred: {reason}" for key, reason in data.why.items()}
+    header = "Written by finesmith init. Run it with: finesmith tune recipe.yaml"
+    return to_yaml(replace(recipe, values), comments=comments, header=header)

@@ -1,0 +1,232 @@
+"""Open the test split once, score everything on it, and judge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from finesmith.errors import RecipeError, UserError
+from finesmith.types import SPLITS, Score, Split
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from finesmith.evaluate.advice import Advice
+    from finesmith.evaluate.verdict import Verdict
+    from finesmith.recipe import Recipe
+    from finesmith.run import Run
+    from finesmith.workflows.baselines import FittedBaseline
+    from finesmith.workflows.fit import Fitted
+    from finesmith.workflows.prepare import Prepared
+    from finesmith.workflows.setup import Setup
+
+    Array = npt.NDArray[np.float64]
+
+
+def compare(
+    recipe: Recipe, run: Run, data: Prepared, setup: Setup, baselines: Sequence[FittedBaseline], fitted: Fitted
+) -> dict[str, Any]:
+    """Write predictions, scores, baselines, verdict and the next recipe; return the verdict as in verdict.json."""
+    outputs: dict[Split, Array] = {
+        split: data.task.outputs(fitted.predictor.logits(setup.tokens, data.positions[split])) for split in SPLITS
+    }
+    targets = {**data.targets, "test": data.test.open(run)}
+    scores: dict[str, Any] = {split: _scores(recipe, data, targets[split], outputs[split], split) for split in SPLITS}
+    scores["details"] = data.task.details(targets["test"], outputs["test"])
+    run.write_json("scores.json", scores)
+    for split in SPLITS:
+        _write_predictions(run, data, split, targets[split], outputs[split])
+    _write_baselines(recipe, run, data, baselines, targets)
+    verdict = _judge(recipe, data, setup, baselines, fitted, targets["test"], outputs["test"], scores)
+    content = verdict.to_json()
+    run.write_json("verdict.json", content)
+    _write_next(recipe, run, data, setup, baselines, fitted, verdict, scores)
+    return content
+
+
+def _groups(data: Prepared, split: Split) -> list[str] | None:
+    groups = data.examples.groups
+    return None if groups is None else [groups[i] for i in data.positions[split]]
+
+
+def _scores(recipe: Recipe, data: Prepared, targets: Array, outputs: Array, split: Split) -> dict[str, Any]:
+    """Return every metric with its interval; without one on training data, where it would mean nothing."""
+    from finesmith.evaluate.statistics import bootstrap
+
+    if split == "train" or not recipe.evaluate.bootstrap_samples:
+        return {name: asdict(Score(value)) for name, value in data.task.scores(targets, outputs).items()}
+    found = bootstrap(
+        data.task.kind, targets, outputs, _groups(data, split), recipe.evaluate.bootstrap_samples, recipe.train.seed
+    )
+    return {name: None if score is None else asdict(score) for name, score in found.items()}
+
+
+def _write_predictions(run: Run, data: Prepared, split: Split, targets: Array, outputs: Array) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    examples = data.examples.take(data.positions[split])
+    columns: dict[str, Any] = {"id": examples.ids, "text": list(examples.texts)}
+    if examples.pairs is not None:
+        columns["text_pair"] = list(examples.pairs)
+    columns["label"] = data.task.decode(targets)
+    columns |= data.task.columns(outputs)
+    folder = run.folder / "predictions"
+    folder.mkdir(exist_ok=True)
+    pq.write_table(pa.table(columns), folder / f"{split}.parquet")
+
+
+def _write_baselines(
+    recipe: Recipe, run: Run, data: Prepared, baselines: Sequence[FittedBaseline], targets: Mapping[str, Array]
+) -> None:
+    rows = []
+    for baseline in baselines:
+        splits = {s: o for s, o in baseline.outputs.items() if s in {"validation", "test"}}
+        found = {split: _scores(recipe, data, targets[split], out, split) for split, out in splits.items()}
+        rows.append({"name": baseline.title, "seconds": baseline.seconds, "skipped": baseline.skipped, "scores": found})
+    run.write_json("baselines.json", rows)
+
+
+def strongest(baselines: Sequence[FittedBaseline], metric: str) -> FittedBaseline:
+    """Return the baseline that is best on validation.
+
+    Raises UserError when none could be run.
+    """
+    from finesmith.evaluate.metrics import HIGHER_IS_BETTER
+
+    ready = [b for b in baselines if b.skipped is None and b.validation is not None]
+    if not ready:
+        ready = [b for b in baselines if b.skipped is None]
+    if not ready:
+        raise UserError(
+            "no baseline could be run, so there is nothing to compare the tuned model with; "
+            "name one with --set evaluate.baselines=[majority,tfidf]"
+        )
+    sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
+    return max(ready, key=lambda b: sign * b.validation if b.validation is not None else float("-inf"))
+
+
+def _judge(
+    recipe: Recipe,
+    data: Prepared,
+    setup: Setup,
+    baselines: Sequence[FittedBaseline],
+    fitted: Fitted,
+    targets: Array,
+    outputs: Array,
+    scores: Mapping[str, Any],
+) -> Verdict:
+    from finesmith.evaluate.verdict import judge, overfitting
+
+    ready = [b for b in baselines if b.skipped is None]
+    gap = overfitting(
+        fitted.history,
+        scores["train"][setup.metric]["value"],
+        scores["validation"][setup.metric]["value"],
+        setup.metric,
+    )
+    return judge(
+        task=data.task.name,
+        kind=data.task.kind,
+        metric=setup.metric,
+        targets=targets,
+        tuned=outputs,
+        baselines={b.title: b.outputs["test"] for b in ready},
+        against=strongest(baselines, setup.metric).title,
+        baseline_seconds={b.title: b.seconds for b in ready},
+        tuned_seconds=fitted.seconds,
+        overfitting=gap,
+        groups=_groups(data, "test"),
+        seed=recipe.train.seed,
+        resamples=recipe.evaluate.bootstrap_samples or 2000,
+    )
+
+
+def _write_next(
+    recipe: Recipe,
+    run: Run,
+    data: Prepared,
+    setup: Setup,
+    baselines: Sequence[FittedBaseline],
+    fitted: Fitted,
+    verdict: Verdict,
+    scores: Mapping[str, Any],
+) -> None:
+    """Write what to try next, and the first of it as a recipe that runs."""
+    from finesmith.evaluate.advice import advise
+    from finesmith.recipe import replace, to_yaml, with_absolute_paths
+
+    advice = advise(_evidence(recipe, data, setup, baselines, fitted, verdict, scores))
+    runnable: list[Advice] = []
+    recipes = []
+    for one in advice:
+        changes = dict(one.changes)
+        if changes.get("method.name", "lora") != "lora" and recipe.method.name == "lora":
+            changes["method.lora"] = {}
+        try:
+            recipes.append(replace(recipe, {**changes, "output.dir": None, "train.micro_batch_size": None}))
+        except RecipeError:
+            continue
+        runnable.append(one)
+    run.write_json(
+        "next.json",
+        {"advice": [{"change": _setting(one.changes), "changes": one.changes, "why": one.why} for one in runnable]},
+    )
+    if recipes:
+        header = f"What to try next after {run.folder.name}: {runnable[0].why}"
+        comments = dict.fromkeys(runnable[0].changes, "changed")
+        run.write_text("next-recipe.yaml", to_yaml(with_absolute_paths(recipes[0]), comments=comments, header=header))
+
+
+def _setting(changes: Mapping[str, Any]) -> str:
+    """Return changes as a person would type them after --set."""
+    shown = {key: "null" if value is None else value for key, value in changes.items()}
+    return " ".join(f"--set {key}={value}" for key, value in shown.items())
+
+
+def _evidence(
+    recipe: Recipe,
+    data: Prepared,
+    setup: Setup,
+    baselines: Sequence[FittedBaseline],
+    fitted: Fitted,
+    verdict: Verdict,
+    scores: Mapping[str, Any],
+) -> Any:
+    from finesmith.evaluate.advice import Evidence
+    from finesmith.evaluate.metrics import HIGHER_IS_BETTER
+
+    sign = 1.0 if HIGHER_IS_BETTER[setup.metric] else -1.0
+    validation = scores["validation"][setup.metric]["value"]
+    frozen = next((b.validation for b in baselines if b.name == "features" and b.validation is not None), None)
+    counts = [n for n in (data.summary["splits"]["train"].get("labels") or {}).values() if n]
+    over = verdict.overfitting
+    calibration = scores["test"].get("calibration_error")
+    tokens = setup.tokens.summary()
+    return Evidence(
+        method=recipe.method.name,
+        epochs=recipe.train.epochs,
+        learning_rate=setup.learning_rate,
+        examples=len(data.positions["train"]),
+        test_size=data.test.size,
+        train=scores["train"][setup.metric]["value"],
+        validation=validation,
+        severity=over.severity if over else "none",
+        last_is_best=bool(fitted.history) and fitted.history[-1]["step"] == fitted.best_step,
+        stopped_early=fitted.stopped_early,
+        rose=bool(over and over.began_at_step is not None),
+        features_gap=None if frozen is None else sign * (validation - frozen),
+        smallest_detectable=verdict.comparison.smallest_detectable,
+        gain=verdict.comparison.gain,
+        better=verdict.better,
+        calibration_error=calibration["value"] if calibration else None,
+        truncated_share=tokens["truncated_share"],
+        max_length=setup.max_length,
+        model_limit=setup.model_limit,
+        imbalance=max(counts) / min(counts) if counts else 1.0,
+        class_weights=recipe.train.class_weights,
+        label_smoothing=recipe.train.label_smoothing,
+        task=data.task.name,
+    )
