@@ -202,7 +202,7 @@ def plant(shared: Path, number: int, seed: int = 0) -> Planted:
     for place in range(number):
         row = test[half + place % half]
         copy, group = near_copy(rows.texts[row], vocabulary, chance)
-        rows.add(copy, rows.labels[row], "leakage", f"near: {group}", row)
+        rows.add(copy, rows.labels[row], "near_leakage", group, row)
     for _ in range(number):
         group, text = chance.choice(
             [("empty", ""), ("spaces", " \t  "), ("signs", "..."), ("signs", " -- !?"), ("signs", "_")]
@@ -256,10 +256,10 @@ def measure(rows: Planted, own: dict[str, Finding]) -> dict[str, dict[str, Any]]
         own_faults = {row for row in others if rows.origin.get(row, row) in own_ids}
         others -= own_faults
         checked: set[int] = set()
-        if kind in {"near_duplicates", "leakage"}:
+        if kind in {"near_duplicates", "near_leakage"}:
             for row in others:
                 family = [one for one in members[int(clusters.first[row])] if one != row]
-                if kind == "leakage":
+                if kind == "near_leakage":
                     family = [one for one in family if rows.splits[one] != "train"]
                 if verified(rows, row, family):
                     checked.add(row)

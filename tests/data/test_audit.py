@@ -121,13 +121,16 @@ def test_leaks_are_dropped_from_train_and_never_from_test() -> None:
     texts = [*REVIEWS, REVIEWS[0], REVIEWS[2].replace("wonderful", "splendid"), REVIEWS[4]]
     splits = ["train", "train", "train", "train", "validation", "train", "test", "test", "test"]
     examples = rows(texts, ["good"] * 9)
-    found = look(examples, splits=splits)["leakage"]
-    assert found.ids == (100, 102, 104)
-    assert (found.severity, found.details["exact"], found.details["near"]) == ("error", 2, 1)
-    assert found.details["ways"] == {"train to test": 2, "validation to test": 1}
-    assert found.examples[1]["held_out_in"] == "test"
-    applied = apply([found], examples)
-    assert applied.keep.tolist() == [False, True, False, True, False, True, True, True, True]
+    found = look(examples, splits=splits)
+    exact, near = found["leakage"], found["near_leakage"]
+    assert (exact.ids, exact.severity, exact.action) == ((100, 104), "error", "drop")
+    assert (near.ids, near.severity, near.action) == ((102,), "warning", "keep")
+    assert exact.details["ways"] == {"train to test": 1, "validation to test": 1}
+    assert near.examples[0]["held_out_in"] == "test"
+    applied = apply([exact, near], examples)
+    assert applied.keep.tolist() == [False, True, True, True, False, True, True, True, True]
+    both = look(examples, splits=splits, actions={"near_leakage": "drop"})
+    assert apply(list(both.values()), examples).keep.tolist()[:5] == [False, True, False, True, False]
 
 
 @pytest.mark.parametrize("label", [None, float("nan"), "", "  "])

@@ -36,6 +36,7 @@ CHECKS: dict[str, Check] = {
     "empty": Check(audit_text.empty, "drop", ("keep", "drop", "stop")),
     "missing_labels": Check(audit_labels.missing_labels, "drop", ("drop", "stop")),
     "leakage": Check(audit_copies.leakage, "drop", ("keep", "drop", "stop")),
+    "near_leakage": Check(audit_copies.near_leakage, "keep", ("keep", "drop", "stop")),
     "exact_duplicates": Check(audit_copies.exact_duplicates, "drop", ("keep", "drop", "stop")),
     "near_duplicates": Check(audit_copies.near_duplicates, "keep", ("keep", "drop", "stop")),
     "conflicting_labels": Check(audit_copies.conflicting_labels, "keep", ("keep", "drop", "stop")),

@@ -122,13 +122,24 @@ def _disagree(rows: Rows, group: Iterable[int], apart: float) -> bool:
 
 
 def leakage(rows: Rows, action: Action) -> Finding | None:
-    """Find rows of given train (and validation) splits that copy rows held out in a later split."""
+    """Find rows of given train (and validation) splits that equal rows held out in a later split."""
+    return _leaked(rows, action, "leakage")
+
+
+def near_leakage(rows: Rows, action: Action) -> Finding | None:
+    """Find rows of given train (and validation) splits that nearly repeat rows held out in a later split.
+
+    Kept by default: people ask the same thing in nearly the same words, and a given split may mean to test just that.
+    """
+    return _leaked(rows, action, "near_leakage")
+
+
+def _leaked(rows: Rows, action: Action, kind: str) -> Finding | None:
     if rows.splits is None:
         return None
     found = leaks(rows.splits, rows.clusters, rows.contents)
-    exact = [row for row in found.exact.tolist() if not rows.blank[row]]
-    near = [row for row in found.near.tolist() if not rows.blank[row]]
-    affected = sorted([*exact, *near])
+    exactly = kind == "leakage"
+    affected = [row for row in (found.exact if exactly else found.near).tolist() if not rows.blank[row]]
     if not affected:
         return None
     ways = Counter(f"{rows.splits[row]} to {rows.splits[found.source[row]]}" for row in affected)
@@ -136,14 +147,14 @@ def leakage(rows: Rows, action: Action) -> Finding | None:
     held = {row: rows.splits[found.source[row]] for row in affected}
     return finding(
         rows,
-        "leakage",
-        "error",
-        f"{row_count(len(affected))} copy held-out rows ({len(exact):,} exactly, {len(near):,} nearly): "
+        kind,
+        "error" if exactly else "warning",
+        f"{row_count(len(affected))} {'copy' if exactly else 'nearly repeat'} held-out rows: "
         + ", ".join(f"{number:,} from {way}" for way, number in sorted(ways.items())),
         affected,
         action=action,
-        remedy="the copy is dropped from the earlier split, never from test; with `data.audit.leakage: keep` it stays "
-        "and the scores are too good",
-        details={"exact": len(exact), "near": len(near), "ways": dict(sorted(ways.items()))},
+        remedy=f"`data.audit.{kind}: drop` drops the copy from the earlier split, never from test; with `keep` it stays "
+        "and the scores may be too good",
+        details={"ways": dict(sorted(ways.items()))},
         examples=excerpts(rows, affected, copy_of=copied, held_out_in=held),
     )

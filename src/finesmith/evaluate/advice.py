@@ -59,7 +59,7 @@ def _train_longer(e: Evidence) -> Advice | None:
     if e.method == "features" or e.stopped_early or not e.last_is_best or e.rose:
         return None
     return Advice(
-        f"validation was still improving at the end of {e.epochs:g} epochs; train twice as long, early stopping guards it",
+        f"validation was still improving after {e.epochs:g} epochs; train twice as long, early stopping guards it",
         {"train.epochs": e.epochs * 2},
     )
 
@@ -101,7 +101,7 @@ def _weights(e: Evidence) -> Advice | None:
     if e.task != "classification" or e.imbalance < 5 or e.class_weights == "balanced":
         return None
     return Advice(
-        f"the largest class is {e.imbalance:.0f} times the smallest; weighted classes and macro-F1 give the rare ones a say",
+        f"the largest class is {e.imbalance:.0f} times the smallest; class weights and macro-F1 give rare ones a say",
         {"train.class_weights": "balanced", "evaluate.metric": "macro_f1"},
     )
 
@@ -137,8 +137,8 @@ def _more_test_data(e: Evidence) -> Advice | None:
     if e.better or e.smallest_detectable is None or abs(e.gain) >= e.smallest_detectable:
         return None
     return Advice(
-        f"{e.test_size:,} test examples could only have shown a gain of {e.smallest_detectable:.3f}; label more, or make "
-        "the test split larger",
+        f"{e.test_size:,} test examples could only have shown a gain of {e.smallest_detectable:.3f}; label more, or "
+        "make the test split larger",
         {"data.test_fraction": 0.3},
     )
 
@@ -146,7 +146,7 @@ def _more_test_data(e: Evidence) -> Advice | None:
 def _another_seed(e: Evidence) -> Advice:
     del e
     return Advice(
-        "nothing stands out; run again with another seed to see how much of the result is chance", {"train.seed": 1}
+        "nothing stands out; another seed shows how much of the result is chance", {"train.seed": 1}
     )
 
 

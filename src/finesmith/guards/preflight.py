@@ -1,4 +1,4 @@
-"""Probes that run before the first step on the user's own model, data and plan: wrong training is refused, with evidence.
+"""Probes that run before the first step on the user's own model, data and plan: wrong training is refused.
 
 Each probe is a small function that returns a `Finding`; `passed` says whether training may go on.
 """
@@ -53,7 +53,7 @@ def finite_on_longest(module: nn.Module, loss_sum: LossSum, longest: Sequence[Ba
     return Probed(
         "finite loss",
         finite,
-        f"loss {loss:.4f} and {'finite' if finite else 'NON-FINITE'} gradients on {units} sequences of up to {tokens} tokens",
+        f"loss {loss:.4f}, {'finite' if finite else 'NON-FINITE'} gradients on {units} sequences of up to {tokens} tokens",
         "Try --set train.precision=float32",
     )
 

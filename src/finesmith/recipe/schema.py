@@ -86,7 +86,10 @@ class Audit(Section):
         default="keep", description="The label's own words stand in the text and give it away."
     )
     leakage: KeepDropStop = Field(
-        default="drop", description="Training rows that also stand, exactly or nearly, in validation or test."
+        default="drop", description="Rows of a given train split that also stand in validation or test."
+    )
+    near_leakage: KeepDropStop = Field(
+        default="keep", description="Rows of a given train split that nearly repeat one of validation or test."
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from finesmith.errors import DataError
 from finesmith.tasks.losses import softmax_loss
-from finesmith.tasks.protocol import Head, Kind, LabelColumn, LabelKind, Options, Task
+from finesmith.tasks.protocol import DEFAULT_OPTIONS, Head, Kind, LabelColumn, LabelKind, Options, Task
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ class Classification(Task):
 
     names: tuple[str, ...]
     counts: tuple[int, ...]
-    options: Options = Options()
+    options: Options = DEFAULT_OPTIONS
 
     name: ClassVar[str] = "classification"
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "mcc", "auroc", "log_loss", "calibration_error")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from finesmith.errors import DataError
 from finesmith.tasks.classification import label_name, label_order, refuse_look_alikes, unknown_labels
 from finesmith.tasks.losses import sigmoid_loss
-from finesmith.tasks.protocol import Head, Kind, LabelColumn, LabelKind, Options, Task
+from finesmith.tasks.protocol import DEFAULT_OPTIONS, Head, Kind, LabelColumn, LabelKind, Options, Task
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ class MultiLabel(Task):
     names: tuple[str, ...]
     counts: tuple[int, ...]
     examples: int
-    options: Options = Options()
+    options: Options = DEFAULT_OPTIONS
 
     name: ClassVar[str] = "multi-label"
     metrics: ClassVar[tuple[str, ...]] = ("micro_f1", "macro_f1", "subset_accuracy", "auroc", "calibration_error")
@@ -167,6 +167,7 @@ class MultiLabel(Task):
 
     def zero_shot(self, similarity: Array) -> Array | None:
         """Return None: without training there is no threshold on similarity that means "carries this label"."""
+        del similarity
         return None
 
 

@@ -52,6 +52,9 @@ class Options:
     label_smoothing: float = 0.0
 
 
+DEFAULT_OPTIONS = Options()
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
     """The head that a task needs: how many outputs, which problem in transformers' words, and their names."""
@@ -119,11 +122,11 @@ class Task(ABC):
 
     @abstractmethod
     def outputs(self, logits: Array) -> Array:
-        """Turn logits [N, C] into what is scored and saved: probabilities [N, C], or values [N] in the data's units."""
+        """Turn logits [N, C] into what is scored: probabilities [N, C], or values [N] in the data's units."""
 
     @abstractmethod
     def columns(self, outputs: Array) -> dict[str, list[Any]]:
-        """Return the columns of a prediction file: `prediction`, and `confidence` and `probabilities` where they exist."""
+        """Return the columns of a prediction file: `prediction`; `confidence`, `probabilities` where they exist."""
 
     @abstractmethod
     def decode(self, targets: Array) -> list[Any]:
@@ -156,4 +159,4 @@ class Task(ABC):
 
     @abstractmethod
     def zero_shot(self, similarity: Array) -> Array | None:
-        """Turn the similarity of each text to each label's name, [N, C], into outputs; None where names mean nothing."""
+        """Turn each text's similarity to each label's name, [N, C], into outputs; None where names mean nothing."""

@@ -45,6 +45,7 @@ class Regression(Task):
         """
         import numpy as np
 
+        del options
         values = _numbers(labels, [f"training example {i + 1}" for i in range(len(labels))])
         spread = float(np.std(values)) if len(values) else 0.0
         if spread == 0:
@@ -137,6 +138,7 @@ class Regression(Task):
 
     def zero_shot(self, similarity: Array) -> Array | None:
         """Return None: numbers have no names to compare with."""
+        del similarity
         return None
 
 

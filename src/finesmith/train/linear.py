@@ -19,7 +19,7 @@ L2_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class LinearHead:
-    """weight: [C, D], bias: [C], both float64 for raw features; l2: the penalty chosen on validation; losses: of each."""
+    """weight [C, D] and bias [C] in float64, for raw features; l2: the penalty chosen; losses: validation's, of each."""
 
     weight: torch.Tensor
     bias: torch.Tensor

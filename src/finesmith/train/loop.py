@@ -72,7 +72,7 @@ def train(
             norm = clip_gradients(parameters, plan.max_grad_norm)
         except DivergenceError as error:
             raise DivergenceError(
-                f"training diverged at step {step + 1} of {plan.steps}: {error}. The weights before this step are kept. "
+                f"training diverged at step {step + 1} of {plan.steps}: {error}. The weights before it are kept. "
                 "Lower train.learning_rate (a tenth is a good try), or look at those rows"
             ) from None
         rate = set_rate(optimizer, schedule.multiplier(step))

@@ -1,4 +1,4 @@
-"""Tune a network on prepared data: solve or train, evaluate, keep the best, stop when it is time, survive interruption."""
+"""Tune a network on prepared data: solve or train, evaluate, keep the best, stop in time, survive interruption."""
 
 from __future__ import annotations
 
@@ -312,7 +312,7 @@ def _features(recipe: Recipe, run: Run, data: Prepared, setup: Setup, began: flo
 
 
 def embeddings(run: Run, data: Prepared, setup: Setup) -> tuple[Any, bool]:
-    """Return the pooled states of all examples under the untouched base model, float32 [N, D], and if they were cached."""
+    """Return the base model's pooled states of all examples, float32 [N, D], and whether they were cached."""
     from finesmith.models import forward
 
     def pooled(batch: Batch) -> torch.Tensor:

@@ -1,0 +1,50 @@
+"""Tiny models for tests: real architectures and tokenizers, random weights, milliseconds to run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+WORDS = (
+    "the a film movie story is was good bad great awful fun dull warm cold bright dark really very not and but with "
+    "for of in on at to it this that acting plot music scene end start love hate like enjoy boring clever silly moving "
+    "red blue green one two three four five six seven eight nine ten refund order late card bank app broken thanks"
+).split()
+
+
+def bert_tokenizer() -> object:
+    """Return a fast WordPiece tokenizer over `WORDS`, letters and digits."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertTokenizerFast, PreTrainedTokenizerFast
+
+    del BertTokenizerFast
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"!?.,'-", *letters, *(f"##{c}" for c in letters)]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys([*pieces, *WORDS]))}
+    engine = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    engine.normalizer = normalizers.BertNormalizer(lowercase=True)
+    engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    engine.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=engine, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
+        mask_token="[MASK]", model_max_length=64, model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )  # fmt: skip
+
+
+def write_tiny_bert(folder: Path) -> Path:
+    """Write a 2-layer BERT of width 32 with its tokenizer; return the folder."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    tokenizer = bert_tokenizer()
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),  # type: ignore[arg-type]
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
+    return folder
