@@ -60,22 +60,27 @@ class TunedRun:
         """
         if isinstance(texts, str):
             raise TypeError("predict takes a list of texts; got one string: write run.predict([text])")
+        for position, text in enumerate([*texts, *(pairs or ())]):
+            if not isinstance(text, str):
+                raise TypeError(f"predict takes texts; number {position % len(texts)} is a {type(text).__name__}")
         if not texts:
             return []
         columns = self.model.task.columns(self.model.outputs(list(texts), None if pairs is None else list(pairs)))
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
-    def evaluate(self, data: str, *, text: str | None = None, label: str | None = None) -> dict[str, Any]:
+    def evaluate(
+        self, data: str | Path, *, text: str | None = None, text_pair: str | None = None, label: str | None = None
+    ) -> dict[str, Any]:
         """Score the model on another labelled file; return scores with intervals."""
         from finesmith.workflows.apply import evaluate_file
 
-        return evaluate_file(str(self.folder), data, text=text, label=label)
+        return evaluate_file(str(self.folder), str(data), text=text, text_pair=text_pair, label=label)
 
 
 def tune(
-    data: str | Path | Sequence[str] | Mapping[str, Any],
+    data: str | Path | Sequence[str | Path] | Mapping[str, Any],
     *,
-    model: str | None = None,
+    model: str | Path | None = None,
     out: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     listeners: Sequence[Listener] = (),
@@ -89,7 +94,7 @@ def tune(
 
     values = dict(settings or {})
     if model is not None:
-        values["model.base"] = model
+        values["model.base"] = str(model)
     recipe = _recipe(data, values)
     return TunedRun(
         run_tune(recipe, out=None if out is None else str(out), command="finesmith.tune", listeners=listeners)

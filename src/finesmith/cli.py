@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import json
 import os
 import shlex
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,10 +21,11 @@ if TYPE_CHECKING:
     from finesmith.console import Display
     from finesmith.recipe import Recipe
 
+# The base of every complaint about the command line; the library exports only what derives from it.
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
 app = typer.Typer(
     name="finesmith",
-    help="Fine-tune a language model and get the evidence that it is better.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -31,10 +36,52 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but th
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")]
 Plan = Annotated[list[str], typer.Argument(metavar="DATA|RECIPE", help="Data (files, a folder, a hub id) or a recipe.")]
+Text = Annotated[str | None, typer.Option("--text", help="The text column, where it has another name.")]
+TextPair = Annotated[
+    str | None, typer.Option("--text-pair", help="The column of the second text, where it has another name.")
+]
 Model = Annotated[str | None, typer.Option("--model", help="Base model: a folder, a hub id, or 'default' (bundled).")]
 
 
-@app.command()
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from finesmith import __version__
+
+        typer.echo(f"finesmith {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")]
+
+
+@app.callback(invoke_without_command=True)
+def start(context: typer.Context, version: Version = False) -> None:
+    """Fine-tune a language model and get the evidence that it is better."""
+    del version
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(2)
+
+
+class StoppedError(Exception):
+    """Ctrl-C or SIGTERM, as an exception that the command-line library leaves alone; its cause is the original."""
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Make a function a command; an interruption of it reaches `main` with all that it has to say."""
+
+    @functools.wraps(function)
+    def guarded(*values: Any, **named: Any) -> None:
+        try:
+            function(*values, **named)
+        except KeyboardInterrupt as stop:
+            raise StoppedError from stop
+
+    app.command()(guarded)
+    return function
+
+
+@command
 def tune(
     plan: Plan,
     out: Annotated[
@@ -57,7 +104,7 @@ def tune(
     _tell_run(folder, as_json)
 
 
-@app.command()
+@command
 def init(
     plan: Plan,
     model: Model = None,
@@ -69,7 +116,7 @@ def init(
     sys.stdout.write(infer_recipe(_recipe(plan, model, sets)))
 
 
-@app.command()
+@command
 def check(
     plan: Plan,
     model: Model = None,
@@ -82,7 +129,10 @@ def check(
 
     display = _display(quiet or as_json)
     try:
-        found = run_check(_recipe(plan, model, sets), listeners=[display])
+        # Its findings stand in the result.
+        found = run_check(
+            _recipe(plan, model, sets), listeners=[lambda event: None if event["event"] == "audit" else display(event)]
+        )
     finally:
         display.close()
     if as_json:
@@ -93,7 +143,7 @@ def check(
         raise typer.Exit(2)
 
 
-@app.command()
+@command
 def resume(
     folder: RunFolder,
     force: Annotated[bool, typer.Option("--force", help="Go on although recipe, data or versions changed.")] = False,
@@ -111,37 +161,39 @@ def resume(
     _tell_run(Path(folder), as_json)
 
 
-@app.command()
+@command
 def predict(
     folder: RunFolder,
     data: Annotated[str, typer.Argument(metavar="DATA", help="A file with the text column(s) the model reads.")],
     out: Annotated[
         str | None, typer.Option("--out", "-o", help="csv, jsonl or parquet; default: csv to the screen.")
     ] = None,
-    text: Annotated[str | None, typer.Option("--text", help="The text column, where it has another name.")] = None,
+    text: Text = None,
+    text_pair: TextPair = None,
     quiet: Quiet = False,
 ) -> None:
     """Add predictions to a file, row by row in its order."""
-    from finesmith.deploy.export import check_format, write_table
+    from finesmith.deploy.export import check_target, write_table
     from finesmith.workflows.apply import predict_file
 
     if out is not None:
-        check_format(out)
+        check_target(out, data)
     display = _display(quiet)
     try:
-        table = predict_file(folder, data, text=text, progress=_bar(display, "predicting"))
+        table = predict_file(folder, data, text=text, text_pair=text_pair, progress=display.bar("predicting", "rows"))
     finally:
         display.close()
     write_table(table, out)
     if out is not None and not quiet:
-        typer.echo(f"{table.num_rows:,} rows written to {out}", err=True)
+        typer.echo(_clean(f"{table.num_rows:,} rows written to {out}"), err=True)
 
 
-@app.command()
+@command
 def evaluate(
     folder: RunFolder,
     data: Annotated[str, typer.Option("--data", help="A labelled file.")],
-    text: Annotated[str | None, typer.Option("--text", help="The text column, where it has another name.")] = None,
+    text: Text = None,
+    text_pair: TextPair = None,
     label: Annotated[str | None, typer.Option("--label", help="The label column, where it has another name.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -151,30 +203,33 @@ def evaluate(
 
     display = _display(quiet or as_json)
     try:
-        result = evaluate_file(folder, data, text=text, label=label, progress=_bar(display, "predicting"))
+        result = evaluate_file(
+            folder, data, text=text, text_pair=text_pair, label=label, progress=display.bar("predicting", "rows")
+        )
     finally:
         display.close()
     if as_json:
         _print_json(result)
         return
-    typer.echo(f"{result['examples']:,} examples of {result['data']}")
+    left_out = f" ({result['unlabelled']:,} more have no label)" if result["unlabelled"] else ""
+    typer.echo(_clean(f"{result['examples']:,} examples of {result['data']}{left_out}"))
     for name, score in result["scores"].items():
         if score is not None:
             interval = "" if score["low"] is None else f"   95 % interval {score['low']:.4f} to {score['high']:.4f}"
             typer.echo(f"  {name:18} {score['value']:.4f}{interval}")
 
 
-@app.command()
+@command
 def report(folder: RunFolder) -> None:
     """Rebuild report.html from the run folder alone."""
     from finesmith.report import page
     from finesmith.run import read_state
 
     read_state(Path(folder))
-    typer.echo(str(page.build(Path(folder))))
+    typer.echo(_clean(str(page.build(Path(folder)))))
 
 
-@app.command()
+@command
 def runs(
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Where runs are kept.")] = "runs",
     as_json: Json = False,
@@ -182,68 +237,87 @@ def runs(
     """List runs: state, metric and verdict, one line each."""
     from finesmith.deploy.listing import list_runs
 
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise UserError(f"{folder} is a file; name the folder that holds the runs")
     found = list_runs(Path(folder))
     if as_json:
         _print_json(found)
         return
     if not found:
-        typer.echo(f"no runs in {folder}; start one with: finesmith tune FILE", err=True)
+        typer.echo(_clean(f"no runs in {folder}; start one with: finesmith tune FILE"), err=True)
     for row in found:
         value = "" if row["value"] is None else f"{row['metric']} {row['value']:.4f}"
-        typer.echo(
-            _clean(f"{row['folder']:40}  {row['state']:11}  {value:18}  {row['conclusion'] or row['error'] or ''}")
-        )
-
-
-@app.command()
-def version() -> None:
-    """Print the version."""
-    from finesmith import __version__
-
-    typer.echo(__version__)
+        told = " ".join(str(row["conclusion"] or row["error"] or "").split())
+        typer.echo(_clean(f"{row['folder']:40}  {row['state']:11}  {value:18}  {told}".rstrip()))
 
 
 def main() -> None:
     """Run the command line; a user's mistake is one message and status 2, a fault of ours status 1."""
-    from finesmith.console import complain
-
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if not sys.warnoptions:
+        # What other libraries will change some day is nothing that a user of this one can act on.
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
     try:
-        app(standalone_mode=False)
-    except typer.Exit as exit_:
-        sys.exit(exit_.exit_code)
-    except typer.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
-        complain("interrupted; what was done so far is kept. `finesmith runs` shows it, `finesmith resume RUN` goes on")
-        sys.exit(130)
+        sys.exit(app(prog_name="finesmith", standalone_mode=False))  # the status that a command left with, or None
+    except (StoppedError, typer.Abort, KeyboardInterrupt) as stop:
+        sys.exit(_complain("interrupted", stop.__cause__ or stop, 130))
     except FinesmithError as error:
-        complain(str(error))
-        sys.exit(error.exit_status)
+        sys.exit(_complain(str(error), error, error.exit_status))
+    except UsageError as error:
+        sys.exit(_misused(error))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        _usage_or_fault(error)
+        if os.environ.get("FINESMITH_TRACEBACK"):
+            raise
+        sys.exit(_refused_by_machine(error) or _fault(error))
 
 
-def _usage_or_fault(error: Exception) -> None:
-    """End with status 2 for a mistake on the command line, with status 1 for a fault of finesmith."""
+def _complain(message: str, error: BaseException, status: int) -> int:
+    """Print an error with its notes; return the exit status."""
     from finesmith.console import complain
 
-    if type(error).__module__.startswith(("click", "typer")):
-        from typer._click.exceptions import ClickException
+    complain("\n".join([message, *getattr(error, "__notes__", ())]))
+    return status
 
-        if isinstance(error, ClickException):
-            complain(error.format_message())
-            sys.exit(2)
-    if os.environ.get("FINESMITH_TRACEBACK"):
-        raise error
-    complain(
-        f"an error of finesmith itself, please report it: {type(error).__name__}: {error}\n"
-        "Set FINESMITH_TRACEBACK=1 to see where it happened; the run folder keeps what was done"
+
+def _misused(error: Any) -> int:
+    """Explain a mistake on the command line itself."""
+    said = error.format_message().rstrip(".")
+    path = error.ctx.command_path if error.ctx else "finesmith"
+    return _complain(f"{said}. `{path} --help` shows what there is", error, 2)
+
+
+def _refused_by_machine(error: Exception) -> int | None:
+    """Explain what the machine could not do: disk full, no permission, no memory; None where it is none of these."""
+    if isinstance(error, OSError) and error.errno in {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+    }:
+        place = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{place}{error.strerror}; free some space or mend the permissions", error, 2)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return _complain(
+            "not enough memory; try --set train.micro_batch_size=1, a smaller data.max_length or data.max_rows, "
+            "or a smaller base model",
+            error,
+            2,
+        )
+    return None
+
+
+def _fault(error: Exception) -> int:
+    return _complain(
+        f"an error of finesmith itself, please report it: {type(error).__name__}: {str(error)[:500]}\n"
+        "Set FINESMITH_TRACEBACK=1 to see where it happened",
+        error,
+        1,
     )
-    sys.exit(1)
 
 
 def _recipe(plan: list[str], model: str | None, sets: list[str] | None) -> Recipe:
@@ -268,19 +342,14 @@ def _display(quiet: bool) -> Display:
     return Display(quiet=quiet)
 
 
-def _bar(display: Display, name: str) -> Any:
-    return lambda done, total: display._bar(name, done, total, "rows", "")
-
-
 def _tell_run(folder: Path, as_json: bool) -> None:
     from finesmith.run import read_json
 
     if as_json:
         _print_json({"folder": str(folder), **read_json(folder / "verdict.json")})
         return
-    typer.echo(f"run     {folder}")
-    typer.echo(f"model   {folder / 'model'}")
-    typer.echo(f"report  {folder / 'report.html'}")
+    for name, path in {"run": folder, "model": folder / "model", "report": folder / "report.html"}.items():
+        typer.echo(_clean(f"{name:6}  {path}"))
 
 
 def _tell_check(found: dict[str, Any]) -> None:
@@ -291,7 +360,9 @@ def _tell_check(found: dict[str, Any]) -> None:
 def _print_json(value: Any) -> None:
     from finesmith.run import plain
 
-    typer.echo(json.dumps(plain(value), ensure_ascii=False, indent=2))
+    text = json.dumps(plain(value), ensure_ascii=False, indent=2)
+    # JSON escapes only part of what can drive a terminal.
+    typer.echo("".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text))
 
 
 def _clean(text: str) -> str:

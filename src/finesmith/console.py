@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -46,6 +46,10 @@ class Display:
         if show is not None:
             show(event)
 
+    def bar(self, name: str, unit: str) -> Callable[[int, int], None]:
+        """Return the function that moves a bar: it takes how many are done, and of how many."""
+        return lambda done, total: self._bar(name, done, total, unit, "")
+
     def close(self) -> None:
         """Take the bar down."""
         if self._progress is not None:
@@ -54,11 +58,12 @@ class Display:
             self._tasks.clear()
 
     def _say(self, text: str, style: str = "") -> None:
-        self.console.print(printable(text), style=style or None, markup=False)
+        # A line stays a line where nobody looks at it on a screen.
+        self.console.print(printable(text), style=style or None, markup=False, soft_wrap=not self.live)
 
     def _stage(self, event: Mapping[str, Any]) -> None:
         self.close()
-        self.console.print(f"{event['name']}", style="bold")
+        self._say(str(event["name"]), "bold")
 
     def _baseline(self, event: Mapping[str, Any]) -> None:
         self.close()
@@ -95,7 +100,7 @@ class Display:
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
                 TimeRemainingColumn(elapsed_when_finished=True),
-                TextColumn("{task.fields[told]}"),
+                TextColumn("{task.fields[told]}", markup=False),
                 console=self.console,
                 transient=True,
             )

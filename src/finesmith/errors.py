@@ -34,7 +34,11 @@ class RunError(UserError):
 
 
 class DivergenceError(UserError):
-    """Training produced a loss or a gradient that is not a number; the message names step and examples."""
+    """Training produced a loss or a gradient that is not a number; `ids` are the examples it happened on."""
+
+    def __init__(self, message: str, ids: Sequence[int] = ()) -> None:
+        self.ids = tuple(ids)
+        super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True)

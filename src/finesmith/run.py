@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from finesmith import __version__
 from finesmith.errors import RunError
@@ -59,13 +59,14 @@ class Run:
         self._lock = FileLock(folder / ".lock")
         try:
             self._lock.acquire(timeout=0)
+            self._events = (folder / "events.jsonl").open("ab")
         except Timeout:
             raise RunError(
                 f"{folder} is in use by another finesmith process; wait for it or choose another --out"
             ) from None
         except OSError as error:
+            self._lock.release()
             raise RunError(f"cannot write into {folder}: {error.strerror or error}") from error
-        self._events = (folder / "events.jsonl").open("ab")
 
     @classmethod
     def create(cls, folder: Path, *, command: str) -> Run:
@@ -74,16 +75,20 @@ class Run:
         Raises RunError when it holds a run already, is not empty, or cannot be written.
         """
         if (folder / "run.json").exists():
+            raise RunError(_occupied(folder, read_state(folder)))
+        try:
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise RunError(f"{folder} exists and is not an empty folder; choose another with --out")
+        except OSError as error:
             raise RunError(
-                f"{folder} already holds a run ({read_state(folder)}); go on with `finesmith resume {folder}`, "
-                "or choose another folder with --out"
-            )
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise RunError(f"{folder} exists and is not an empty folder; choose another with --out")
+                f"cannot look into {folder}: {error.strerror or error}; choose another with --out"
+            ) from error
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"cannot make the run folder {folder}: {error.strerror or error}") from error
+            raise RunError(
+                f"cannot make the run folder {folder}: {error.strerror or error}; choose another with --out"
+            ) from error
         run = cls(folder)
         run.write_json("run.json", {"finesmith": __version__, "state": "running", "started": now(), "command": command})
         run.update(machine=machine(), versions=versions())
@@ -156,6 +161,16 @@ class Run:
         # The file stays: removing it could free the lock that another process has just taken.
 
 
+def _occupied(folder: Path, state: str) -> str:
+    """Return the message for a folder that cannot take a new run, by the state of the one in it."""
+    ways = {
+        "finished": "choose another folder with --out",
+        "running": "it is still being written; choose another folder with --out",
+    }
+    again = f"go on with `finesmith resume {folder}`, or choose another folder with --out"
+    return f"{folder} already holds a run ({state}); {ways.get(state, again)}"
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write beside and rename, so that a reader never sees half a file.
 
@@ -195,7 +210,10 @@ def read_state(folder: Path) -> str:
 
     if not (folder / "run.json").is_file():
         raise RunError(f"{folder} is not a run folder (no run.json in it); `finesmith runs` lists those there are")
-    state = str(read_json(folder / "run.json").get("state"))
+    about = read_json(folder / "run.json")
+    if not isinstance(about, dict) or about.get("state") not in get_args(State):
+        raise RunError(f"{folder / 'run.json'} is damaged: it does not say how the run ended")
+    state = str(about["state"])
     if state != "running":
         return state
     try:

@@ -233,7 +233,7 @@ def test_a_data_path_is_a_whole_recipe_with_defaults() -> None:
     recipe = load("reviews.csv")
     assert recipe.data.train == "reviews.csv"
     assert (recipe.task, recipe.model.base, recipe.method.name) == ("auto", "default", "full")
-    assert (recipe.train.epochs, recipe.train.batch_size, recipe.train.learning_rate) == (2.0, 32, None)
+    assert (recipe.train.epochs, recipe.train.batch_size, recipe.train.learning_rate) == (None, 32, None)
     assert recipe.data.audit.empty == recipe.data.audit.leakage == "drop"
     assert recipe.method.lora == {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
     assert to_dict(recipe, only_set=True) == {"data": {"train": "reviews.csv"}}

@@ -73,7 +73,7 @@ def rectangle(tokens: Tokens, positions: np.ndarray) -> dict[str, torch.Tensor]:
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    # Key biases have a gradient of exactly 0 (softmax ignores a shift), so only rounding noise far below 1e-12 is there.
+    # Key biases have a gradient of exactly 0 (softmax ignores a shift): only rounding noise far below 1e-12.
     found, expected = found.detach(), expected.detach()
     scale = max(float(expected.abs().max()), 1e-4)
     return float((found - expected).abs().max()) <= 1e-8 * scale

@@ -153,8 +153,8 @@ def _leaked(rows: Rows, action: Action, kind: str) -> Finding | None:
         + ", ".join(f"{number:,} from {way}" for way, number in sorted(ways.items())),
         affected,
         action=action,
-        remedy=f"`data.audit.{kind}: drop` drops the copy from the earlier split, never from test; with `keep` it stays "
-        "and the scores may be too good",
+        remedy=f"`data.audit.{kind}: drop` drops the copy from the earlier split, never from test; with `keep` it "
+        "stays and the scores may be too good",
         details={"ways": dict(sorted(ways.items()))},
         examples=excerpts(rows, affected, copy_of=copied, held_out_in=held),
     )

@@ -100,5 +100,5 @@ def ragged(
         lengths=torch.from_numpy(lengths.astype(np.int64)).to(device),
         segments=segments,
         targets=None if targets is None else targets[chosen].to(device),
-        ids=torch.from_numpy(ids[positions]),
+        ids=torch.from_numpy(ids[positions]).to(device),
     )

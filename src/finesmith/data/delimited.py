@@ -291,7 +291,7 @@ def _count_headers(table: pa.Table, header: Sequence[str]) -> int:
     for name in header:
         if name:
             table = table.filter(pc.equal(table[name], name))
-    return table.num_rows
+    return int(table.num_rows)
 
 
 def _name_columns(table: pa.Table, names: list[str], name: str) -> tuple[pa.Table, list[str]]:

@@ -315,7 +315,7 @@ def column_of(values: list[Any]) -> tuple[pa.Array | pa.ChunkedArray, list[str]]
     """Return values as one Arrow column; what has no common type becomes text, and a note says so."""
     import pyarrow as pa
 
-    notes = []
+    notes: list[str] = []
     try:
         return pa.array(values), notes
     except UnicodeEncodeError:

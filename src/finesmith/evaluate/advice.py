@@ -21,7 +21,8 @@ class Evidence:
 
     last_is_best: the last evaluation was the best; rose: validation loss rose while training loss fell; train and
     validation: the headline metric; features: the frozen-features baseline's gap to the tuned model on validation in
-    units of improvement (positive: tuned is better), None where it was not run; higher: whether more is better.
+    units of improvement (positive: tuned is better), None where it was not run; overconfidence: mean stated confidence
+    minus the share correct, None where there is none.
     """
 
     method: str
@@ -39,7 +40,7 @@ class Evidence:
     smallest_detectable: float | None
     gain: float
     better: bool
-    calibration_error: float | None = None
+    overconfidence: float | None = None
     truncated_share: float = 0.0
     max_length: int = 0
     model_limit: int = 0
@@ -70,7 +71,7 @@ def _head_first(e: Evidence) -> Advice | None:
     return Advice(
         "a linear head on frozen features is about as good, so the base model's features fit this task already: solve "
         "the head first, then tune everything gently",
-        {"method.name": "head_then_full", "train.learning_rate": e.learning_rate / 3},
+        {"method.name": "head_then_full", "train.learning_rate": float(f"{e.learning_rate / 3:.2g}")},
     )
 
 
@@ -84,7 +85,7 @@ def _overfits(e: Evidence) -> Advice | None:
         )
     return Advice(
         "the model fits the training examples far better than new ones; train for less time at a lower rate",
-        {"train.epochs": max(1.0, e.epochs / 2), "train.learning_rate": e.learning_rate / 2},
+        {"train.epochs": max(1.0, e.epochs / 2), "train.learning_rate": float(f"{e.learning_rate / 2:.2g}")},
     )
 
 
@@ -107,10 +108,10 @@ def _weights(e: Evidence) -> Advice | None:
 
 
 def _calibrate(e: Evidence) -> Advice | None:
-    if e.calibration_error is None or e.calibration_error < 0.08 or e.label_smoothing > 0 or e.task == "regression":
+    if e.overconfidence is None or e.overconfidence < 0.08 or e.label_smoothing > 0:
         return None
     return Advice(
-        f"confidences are off by {e.calibration_error:.2f} on average; label smoothing makes them more honest",
+        f"stated confidence is {e.overconfidence:.2f} above the share correct; label smoothing makes it more honest",
         {"train.label_smoothing": 0.1},
     )
 
@@ -119,7 +120,7 @@ def _longer_texts(e: Evidence) -> Advice | None:
     if e.truncated_share < 0.05 or e.max_length >= e.model_limit:
         return None
     return Advice(
-        f"{e.truncated_share:.0%} of the texts are cut off at {e.max_length} tokens; the model can read {e.model_limit}",
+        f"{e.truncated_share:.0%} of the texts are cut at {e.max_length} tokens; the model can read {e.model_limit}",
         {"data.max_length": min(e.model_limit, 2 * e.max_length)},
     )
 
@@ -145,9 +146,7 @@ def _more_test_data(e: Evidence) -> Advice | None:
 
 def _another_seed(e: Evidence) -> Advice:
     del e
-    return Advice(
-        "nothing stands out; another seed shows how much of the result is chance", {"train.seed": 1}
-    )
+    return Advice("nothing stands out; another seed shows how much of the result is chance", {"train.seed": 1})
 
 
 RULES: tuple[Callable[[Evidence], Advice | None], ...] = (

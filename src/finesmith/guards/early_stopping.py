@@ -22,6 +22,9 @@ class EarlyStopping:
 
     def observe(self, value: float, loss: float, step: int) -> bool:
         """Take in an evaluation; return whether it is the best so far. Equal values are decided by the lower loss."""
+        # A value that is not a number is kept only until there is one.
+        if self.best is not None and math.isnan(self.best):
+            self.best = None
         better = self.best is None or (value > self.best if self.higher_is_better else value < self.best)
         if better or (value == self.best and loss < self.best_tie):
             self.best, self.best_step, self.best_tie, self.bad = value, step, loss, 0

@@ -53,7 +53,8 @@ def finite_on_longest(module: nn.Module, loss_sum: LossSum, longest: Sequence[Ba
     return Probed(
         "finite loss",
         finite,
-        f"loss {loss:.4f}, {'finite' if finite else 'NON-FINITE'} gradients on {units} sequences of up to {tokens} tokens",
+        f"loss {loss:.4f}, {'finite' if finite else 'NON-FINITE'} gradients on {units} sequences "
+        f"of up to {tokens} tokens",
         "Try --set train.precision=float32",
     )
 
@@ -108,8 +109,14 @@ def every_tensor_learns(
 
 
 def _may_rest(name: str) -> bool:
-    """Whether a tensor may get no gradient by construction: token types never used, a pooler no head reads."""
-    return any(part in name for part in ("token_type_embeddings", "position_embeddings", "pooler"))
+    """Whether a tensor may get no gradient by construction.
+
+    Token types and positions never used, a pooler that no head reads, and the biases of keys, which shift all of a
+    query's scores alike and so change nothing.
+    """
+    resting = ("token_type_embeddings", "position_embeddings", "pooler")
+    keys = ("key.bias", "k_proj.bias", "k_lin.bias", "key_proj.bias", "attn.k.bias")
+    return any(part in name for part in resting) or name.endswith(keys)
 
 
 def learning_rate_in_range(learning_rate: float, usual: float, method: str) -> Probed:

@@ -113,7 +113,7 @@ def _group(
 
     first, count, length = group
     tokens = count * length
-    q, k, v = (part[first : first + tokens].unflatten(0, (count, length)).transpose(1, 2) for part in flat)
+    q, k, v = (part[first : first + tokens].unflatten(0, (count, length)).transpose(1, 2) for part in flat)  # type: ignore[no-untyped-call]
     mask = None
     if sliding_window is not None and length > sliding_window:
         place = torch.arange(length, device=q.device)

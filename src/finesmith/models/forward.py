@@ -28,7 +28,9 @@ class Network:
     """A model ready to run on ragged batches.
 
     module: what is trained and saved (a peft wrapper or the classifier itself); classifier: the transformers model
-    inside; ragged: whether it runs without padding, and `why` in one sentence.
+    inside; ragged: whether it runs without padding, and `why` in one sentence; fresh: the tensors with random first
+    values, by their names in the classifier; grouped: whether a model that is not ragged runs one length at a time,
+    because padding would change what it answers.
     """
 
     module: nn.Module
@@ -37,6 +39,8 @@ class Network:
     ragged: bool
     why: str
     pad_id: int
+    fresh: tuple[str, ...] = ()
+    grouped: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -46,25 +50,25 @@ class Network:
 
 def _bert(model: Any, hidden_TD: Tensor, layout: Layout) -> Tensor:
     pooled = model.base_model.pooler(hidden_TD[layout.starts][:, None])
-    return model.classifier(model.dropout(pooled))
+    return model.classifier(model.dropout(pooled))  # type: ignore[no-any-return]
 
 
 def _first_token_head(model: Any, hidden_TD: Tensor, layout: Layout) -> Tensor:
-    return model.classifier(hidden_TD[layout.starts][:, None])
+    return model.classifier(hidden_TD[layout.starts][:, None])  # type: ignore[no-any-return]
 
 
 def _distilbert(model: Any, hidden_TD: Tensor, layout: Layout) -> Tensor:
-    return model.classifier(model.dropout(model.pre_classifier(hidden_TD[layout.starts]).relu()))
+    return model.classifier(model.dropout(model.pre_classifier(hidden_TD[layout.starts]).relu()))  # type: ignore[no-any-return]
 
 
 def _modernbert(model: Any, hidden_TD: Tensor, layout: Layout) -> Tensor:
     mean = model.config.classifier_pooling == "mean"
     pooled = pool(hidden_TD, layout, "mean") if mean else hidden_TD[layout.starts]
-    return model.classifier(model.drop(model.head(pooled)))
+    return model.classifier(model.drop(model.head(pooled)))  # type: ignore[no-any-return]
 
 
 def _last_token(model: Any, hidden_TD: Tensor, layout: Layout) -> Tensor:
-    return model.score(hidden_TD[layout.ends])
+    return model.score(hidden_TD[layout.ends])  # type: ignore[no-any-return]
 
 
 READOUTS: dict[str, Readout] = {
@@ -86,7 +90,12 @@ READOUTS: dict[str, Readout] = {
 }
 
 # Families whose position ids do not start at 0 but after the padding id.
-OFFSET_POSITIONS = frozenset({"roberta", "camembert", "xlm-roberta"})
+OFFSET_POSITIONS = frozenset(
+    {
+        "camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta",
+        "xlm-roberta-xl", "xmod",
+    }
+)  # fmt: skip
 DECODERS = frozenset(name for name, readout in READOUTS.items() if readout is _last_token)
 
 
@@ -96,11 +105,34 @@ def logits(network: Network, batch: Batch) -> Tensor:
     if network.ragged:
         layout = layout_of(batch.lengths)
         return READOUTS[model.config.model_type](model, ragged_hidden(model, batch, layout), layout)
-    if model.config.model_type in DECODERS:
+    import torch
+
+    return torch.cat([_padded_logits(network, part) for part in _parts(network, batch)])
+
+
+def _padded_logits(network: Network, batch: Batch) -> Tensor:
+    model: Any = network.classifier
+    # transformers looks for the last token that is not padding, and so past a text's own end-of-text token where that
+    # is what pads. The lengths know better.
+    if any(name == "score" for name, _ in model.named_children()):
         hidden_BLD = model.base_model(**padded(network, batch)).last_hidden_state
-        last = hidden_BLD[range(len(batch.lengths)), batch.lengths - 1]
-        return model.score(last)  # type: ignore[operator, no-any-return]
+        return model.score(hidden_BLD[range(len(batch.lengths)), batch.lengths - 1])  # type: ignore[no-any-return]
     return model(**padded(network, batch)).logits  # type: ignore[no-any-return]
+
+
+def _parts(network: Network, batch: Batch) -> list[Batch]:
+    """Return the batch whole, or cut where the length changes for a model that bears no padding."""
+    from finesmith.types import Batch
+
+    if not network.grouped:
+        return [batch]
+    parts, begin = [], 0
+    for first, count, length in layout_of(batch.lengths).groups:
+        rows, flat = slice(begin, begin + count), slice(first, first + count * length)
+        segments = None if batch.segments is None else batch.segments[flat]
+        parts.append(Batch(batch.tokens[flat], batch.lengths[rows], segments, None, batch.ids[rows]))
+        begin += count
+    return parts
 
 
 def embed(network: Network, batch: Batch, pooling: Pooling) -> Tensor:
@@ -109,9 +141,13 @@ def embed(network: Network, batch: Batch, pooling: Pooling) -> Tensor:
     layout = layout_of(batch.lengths)
     if network.ragged:
         return pool(ragged_hidden(model, batch, layout), layout, pooling)
-    inputs = padded(network, batch)
-    hidden_BLD = model.base_model(**inputs).last_hidden_state
-    return pool(hidden_BLD[inputs["attention_mask"].bool()], layout, pooling)
+    import torch
+
+    hidden = []
+    for part in _parts(network, batch):
+        inputs = padded(network, part)
+        hidden.append(model.base_model(**inputs).last_hidden_state[inputs["attention_mask"].bool()])
+    return pool(torch.cat(hidden), layout, pooling)
 
 
 def pool(hidden_TD: Tensor, layout: Layout, pooling: Pooling) -> Tensor:
@@ -121,7 +157,7 @@ def pool(hidden_TD: Tensor, layout: Layout, pooling: Pooling) -> Tensor:
     if pooling == "last":
         return hidden_TD[layout.ends]
     means = [
-        hidden_TD[first : first + count * length].unflatten(0, (count, length)).mean(1)
+        hidden_TD[first : first + count * length].unflatten(0, (count, length)).mean(1)  # type: ignore[no-untyped-call]
         for first, count, length in layout.groups
     ]
     import torch

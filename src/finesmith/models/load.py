@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from finesmith.errors import ModelError
-from finesmith.models.attention import RAGGED, register
-from finesmith.models.forward import READOUTS, Network, logits
+from finesmith.models.forward import Network
+from finesmith.models.probe import choose_attention
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-
-    from finesmith.types import Batch
 
 DEFAULT = "default"
 BUNDLED_NAME = "sentence-transformers/all-MiniLM-L6-v2"
@@ -31,6 +29,8 @@ DROPOUT_KEYS = (
     "attention_probs_dropout_prob",
     "attn_pdrop",
     "classifier_dropout",
+    "classifier_dropout_prob",
+    "cls_dropout",
     "dropout",
     "embd_pdrop",
     "embedding_dropout",
@@ -40,7 +40,10 @@ DROPOUT_KEYS = (
     "pooler_dropout",
     "resid_pdrop",
     "seq_classif_dropout",
+    "summary_last_dropout",
 )
+# Families that read token type ids although their configuration counts no types.
+SEGMENTED = frozenset({"xlnet"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,11 @@ def _local(folder: Path) -> Base:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} holds no config.json, so it is not a model folder")
     weights = sorted(folder.glob("*.safetensors"))
+    if [w.name for w in weights] == ["adapter_model.safetensors"]:
+        raise ModelError(
+            f"{folder} holds an adapter, not a whole model; name the model it was made for, or merge the two first "
+            "(peft's merge_and_unload, then save_pretrained)"
+        )
     if not weights:
         others = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".h5"})
         raise ModelError(
@@ -153,7 +161,10 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
         )
     except Exception as error:
         raise ModelError(_cannot_load(base, "tokenizer", error)) from error
-    return tokenizer  # type: ignore[no-any-return]
+    # Without files transformers makes a tokenizer of special tokens alone, to which all text is unknown.
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise ModelError(_cannot_load(base, "tokenizer", ValueError("no vocabulary was found")))
+    return tokenizer
 
 
 def load_config(base: Base) -> PreTrainedConfig:
@@ -164,7 +175,7 @@ def load_config(base: Base) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(base.location, revision=base.revision or "main", trust_remote_code=False)
+        return AutoConfig.from_pretrained(base.location, revision=base.revision or "main", trust_remote_code=False)  # type: ignore[no-any-return]
     except Exception as error:
         raise ModelError(_cannot_load(base, "configuration", error)) from error
 
@@ -201,14 +212,24 @@ def load_classifier(
         config.label2id = {label: i for i, label in enumerate(labels)}
     if dropout is not None:
         set_dropout(config, dropout, base)
-    if config.get_text_config().pad_token_id is None:
-        config.get_text_config().pad_token_id = pad_id_of(tokenizer)
     torch.manual_seed(seed)
     model, info = _from_pretrained(base, config, dtype or torch.float32)
+    text = model.config.get_text_config()
+    if text.pad_token_id is None:
+        # Known to whoever loads the saved model; not to the model made above, whose embedding of that id would freeze.
+        text.pad_token_id = pad_id_of(tokenizer)
+    if not _reads_segments(model.config):
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
     model.to(device)
-    network = Network(model, model, tokenizer, False, "", pad_id_of(tokenizer))
+    report = _report(model, info, base)
+    network = Network(model, model, tokenizer, False, "", pad_id_of(tokenizer), fresh=report.missing + report.new)
     choose_attention(network, attention)
-    return network, _report(model, info)
+    return network, report
+
+
+def _reads_segments(config: PreTrainedConfig) -> bool:
+    """Whether token type ids mean anything to the model."""
+    return config.model_type in SEGMENTED or (config.to_dict().get("type_vocab_size") or 0) > 1
 
 
 def _from_pretrained(base: Base, config: PreTrainedConfig, dtype: torch.dtype) -> tuple[Any, Mapping[str, Any]]:
@@ -216,8 +237,8 @@ def _from_pretrained(base: Base, config: PreTrainedConfig, dtype: torch.dtype) -
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         return AutoModelForSequenceClassification.from_pretrained(  # type: ignore[no-any-return]
             base.location,
@@ -225,6 +246,7 @@ def _from_pretrained(base: Base, config: PreTrainedConfig, dtype: torch.dtype) -
             revision=base.revision or "main",
             dtype=dtype,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
@@ -243,18 +265,24 @@ def _cannot_load(base: Base, what: str, error: Exception) -> str:
     )
 
 
-def _report(model: Any, info: Mapping[str, Any]) -> LoadReport:
-    missing = sorted(str(name) for name in info["missing_keys"])
-    mismatched = sorted(str(item[0] if isinstance(item, tuple) else item) for item in info.get("mismatched_keys", ()))
-    head = [name for name in missing if not name.startswith(f"{model.base_model_prefix}.")]
-    names = dict(model.named_parameters(remove_duplicate=False))
+def _report(model: Any, info: Mapping[str, Any], base: Base) -> LoadReport:
+    """Sort what transformers tells; a head made for another number of labels is new, a body of another size refused."""
+    body = f"{model.base_model_prefix}."
+    shapes = {str(name): (tuple(found), tuple(wanted)) for name, found, wanted in info["mismatched_keys"]}
+    for name, (found, wanted) in sorted(shapes.items()):
+        if name.startswith(body):
+            raise ModelError(
+                f"the weights of {base.name} hold {name} with shape {found}, but its config.json asks for {wanted}; "
+                "the two do not belong together"
+            )
+    absent = sorted({str(name) for name in info["missing_keys"]} | set(shapes))
     return LoadReport(
         architecture=type(model).__name__,
         parameters=sum(p.numel() for p in model.parameters()),
-        loaded=len(names) - len([name for name in missing if name in names]),
-        missing=tuple(name for name in missing if name not in head) + tuple(mismatched),
+        loaded=len(model.state_dict()) - len(absent),
+        missing=tuple(name for name in absent if name.startswith(body)),
         unexpected=tuple(sorted(str(name) for name in info["unexpected_keys"])),
-        new=tuple(head),
+        new=tuple(name for name in absent if not name.startswith(body)),
     )
 
 
@@ -279,67 +307,3 @@ def set_dropout(config: PreTrainedConfig, dropout: float, base: Base) -> None:
         )
     for key in keys:
         setattr(config, key, dropout)
-
-
-def choose_attention(network: Network, wanted: Literal["auto", "ragged", "padded"]) -> None:
-    """Switch a network to ragged attention where that is wanted and agrees with padded attention.
-
-    Raises ModelError when "ragged" was asked for and is not possible.
-    """
-    kind = network.classifier.config.model_type
-    if wanted == "padded":
-        network.why = "padded, as the recipe asks"
-        return
-    problem = "its family has no ragged form here" if kind not in READOUTS else _probe(network)
-    if problem is None:
-        network.why = f"ragged: {kind} gives the same outputs with and without padding (probed on this model)"
-        return
-    if wanted == "ragged":
-        raise ModelError(f"model.attention is ragged, but {kind} cannot run so: {problem}; use auto or padded")
-    network.ragged = False
-    network.why = f"padded: {kind} cannot run ragged ({problem})"
-
-
-def _probe(network: Network) -> str | None:
-    """Compare ragged with padded outputs on three short sequences; return what is wrong, or None."""
-    import torch
-
-    batch = probe_batch(network)
-    model = network.classifier
-    training, before = model.training, model.config._attn_implementation
-    model.eval()
-    try:
-        with torch.no_grad():
-            expected = logits(network, batch)
-            register()
-            model.set_attn_implementation(RAGGED)
-            network.ragged = True
-            found = logits(network, batch)
-    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
-        problem: str | None = f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
-    else:
-        scale = max(1.0, float(expected.abs().max()))
-        tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(expected.dtype, 5e-2) * scale
-        gap = float((found - expected).abs().max())
-        problem = None if gap <= tolerance else f"outputs differ by {gap:.2g}"
-    finally:
-        model.train(training)
-    if problem is not None:
-        network.ragged = False
-        model.set_attn_implementation(before)
-    return problem
-
-
-def probe_batch(network: Network) -> Batch:
-    """Return three sequences of valid tokens, of unequal lengths, the last one longer than a sliding window if short."""
-    import torch
-
-    from finesmith.types import Batch
-
-    window = network.classifier.config.to_dict().get("sliding_window") or 0
-    lengths = torch.tensor([3, 7, window + 5 if 7 < window <= 1024 else 12])
-    vocabulary = network.classifier.config.get_text_config().vocab_size
-    tokens = torch.arange(1, 1 + int(lengths.sum())) * 7919 % vocabulary
-    tokens[tokens == network.pad_id] = (network.pad_id + 1) % vocabulary
-    device = network.device
-    return Batch(tokens.to(device), lengths.to(device), None, None, torch.arange(3))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import ModelError
-from finesmith.models.load import find, load_classifier, load_tokenizer
+from finesmith.models.load import Base, Problem, find, load_classifier, load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -15,34 +16,56 @@ if TYPE_CHECKING:
 
 
 def reload_network(
-    folder: Path, *, adapter_on: str | None, outputs: int, problem: Any, labels: tuple[str, ...] | None, device: str
+    folder: Path,
+    *,
+    adapter_on: str | None,
+    outputs: int,
+    problem: Problem,
+    labels: tuple[str, ...] | None,
+    device: str,
+    revision: str | None = None,
 ) -> Network:
     """Load the network of a saved model; `adapter_on` names the base model under an adapter, None for a whole model.
 
-    Raises ModelError when the folder or the base model is missing or does not fit.
+    `revision` is that of the base model. Raises ModelError when folder or base model is missing or does not fit.
     """
-    own = find(str(folder)) if adapter_on is None else find(adapter_on)
+    own = find(str(folder)) if adapter_on is None else find(adapter_on, revision)
     tokenizer = load_tokenizer(find_tokenizer(folder))
     network, report = load_classifier(
         own, tokenizer, outputs=outputs, problem=problem, labels=labels, seed=0, device=device
     )
     if adapter_on is not None:
-        from peft import PeftModel
-
-        try:
-            network.module = PeftModel.from_pretrained(network.classifier, str(folder))
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise ModelError(f"the adapter in {folder} cannot be loaded: {str(error)[:300]}") from error
-    elif report.missing:
-        raise ModelError(f"{folder} lacks the weights {', '.join(report.missing[:3])}; the folder is damaged")
+        network.module = _with_adapter(network.classifier, folder)
+    else:
+        # A linear head on features lies in a folder of its own; any other head is among the weights.
+        lacking = report.missing if (folder / "2_Dense").is_dir() else report.missing + report.new
+        if lacking:
+            raise ModelError(f"{folder} lacks the weights {', '.join(lacking[:3])}; the folder is damaged")
     network.module.eval()
     return network
 
 
-def find_tokenizer(folder: Path) -> Any:
-    """Return the saved folder as a base, for its tokenizer alone."""
-    from finesmith.models.load import Base
+def _with_adapter(classifier: Any, folder: Path) -> Any:
+    """Return the classifier with the adapter in `folder`.
 
+    Raises ModelError when it cannot be loaded whole.
+    """
+    from peft import PeftModel
+
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            wrapped = PeftModel.from_pretrained(classifier, str(folder))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"the adapter in {folder} cannot be loaded: {str(error)[:300]}") from error
+    doubts = [str(w.message).splitlines()[0] for w in told if issubclass(w.category, UserWarning)]
+    if doubts:
+        raise ModelError(f"the adapter in {folder} cannot be loaded whole: {doubts[0][:300]}")
+    return wrapped
+
+
+def find_tokenizer(folder: Path) -> Base:
+    """Return the saved folder as a base, for its tokenizer alone."""
     return Base(str(folder), folder.name, None, None, None)
 
 

@@ -50,7 +50,7 @@ def save_features(
 
     folder.mkdir(parents=True, exist_ok=True)
     with standard_attention(network):
-        network.classifier.base_model.save_pretrained(folder)
+        network.classifier.base_model.save_pretrained(folder)  # type: ignore[operator]
     network.tokenizer.save_pretrained(folder)
     dense, pool = folder / "2_Dense", folder / "1_Pooling"
     dense.mkdir(exist_ok=True)

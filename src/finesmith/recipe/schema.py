@@ -5,6 +5,7 @@ The models only hold values. `check.from_dict` builds a recipe and tells everyth
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -17,6 +18,18 @@ def _known_encoding(value: str) -> str:
         "".encode(value)
     except LookupError:
         raise ValueError("unknown encoding") from None
+    return value
+
+
+# A task is a file: its name is known from the folder, without importing it.
+_NO_TASKS = {"__init__", "protocol", "losses"}
+_FILES_OF_TASKS = (Path(__file__).parent.parent / "tasks").glob("*.py")
+TASKS = ("auto", *sorted(f.stem.replace("_", "-") for f in _FILES_OF_TASKS if f.stem not in _NO_TASKS))
+
+
+def _known_task(value: str) -> str:
+    if value not in TASKS:
+        raise ValueError("unknown task")
     return value
 
 
@@ -96,7 +109,10 @@ class Audit(Section):
 class Clean(Section):
     """Changes made to every text before anything else sees it; all off, because most models want raw text."""
 
-    unicode: Bool = Field(default=False, description="Mend mojibake and bring characters to one form (NFC).")
+    unicode: Bool = Field(
+        default=False,
+        description="Bring characters to one form (NFC) and drop invisible ones.",
+    )
     whitespace: Bool = Field(default=False, description="Turn runs of white space into one space.")
     html: Bool = Field(default=False, description="Strip tags and decode entities.")
     lemmatise: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")] | None = Field(
@@ -233,8 +249,11 @@ class Train(Section):
         description="Peak learning rate; null takes the method's default, auto runs a learning-rate range test first.",
         json_schema_extra={"usual": "a usual value for full tuning is 2e-5, for lora 2e-4"},
     )
-    epochs: Float = Field(
-        default=2.0, gt=0, le=1000, description="Passes over the training rows; a fraction is allowed."
+    epochs: Annotated[float, BeforeValidator(number), Field(gt=0, le=1000)] | None = Field(
+        default=None,
+        description="Passes over the training rows, a fraction is allowed; null takes 2, and up to 10 where the rows "
+        "are so few that 2 would be under 250 updates.",
+        json_schema_extra=_accepts("a number from 0 to 1000, or null"),
     )
     batch_size: Count = Field(default=32, description="Examples per update.")
     micro_batch_size: Count | None = Field(
@@ -268,7 +287,9 @@ class Train(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="Arithmetic; auto takes bfloat16 where the device is fast at it."
     )
-    evaluations: Count = Field(default=4, description="Evaluations on validation per epoch.")
+    evaluations: Count | None = Field(
+        default=None, description="Evaluations on validation per epoch; null takes about 8 in the whole training."
+    )
 
 
 class Guards(Section):
@@ -308,8 +329,9 @@ class Output(Section):
     )
     cache: Text | None = Field(
         default=None,
-        description="Folder for tokens and embeddings that later runs reuse; null takes the user's cache folder.",
-        json_schema_extra=_accepts("a folder or null"),
+        description="Folder for tokens and embeddings that later runs reuse; null takes the user's cache folder, none "
+        "keeps nothing.",
+        json_schema_extra=_accepts("a folder, none, or null"),
     )
     checkpoint_minutes: Float = Field(
         default=10.0, gt=0, description="Minutes between checkpoints, besides the one at each evaluation."
@@ -321,8 +343,10 @@ class Output(Section):
 class Recipe(Section):
     """The user's whole plan for one run. Build it with `load`, `from_dict` or `replace`, which check it."""
 
-    task: Literal["auto", "classification", "multi-label", "regression"] = Field(
-        default="auto", description="What is to be learnt; auto infers it from the label column and says so."
+    task: Annotated[str, AfterValidator(_known_task)] = Field(
+        default="auto",
+        description="What is to be learnt; auto infers it from the label column and says so.",
+        json_schema_extra={"enum": list(TASKS)},
     )
     data: Data
     model: Model = Field(default_factory=Model)

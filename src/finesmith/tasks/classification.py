@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
     from finesmith.tasks.protocol import Array
 
+NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
+
 
 def label_name(value: Any) -> str:
     """Return a raw label as its name: 1 and 1.0 are "1", strings lose outer blanks."""
@@ -27,21 +31,22 @@ def label_name(value: Any) -> str:
 
 def label_order(names: set[str]) -> tuple[str, ...]:
     """Order names as a person would: numbers by value, words by alphabet."""
-    try:
-        return tuple(sorted(names, key=float))
-    except ValueError:
-        return tuple(sorted(names))
+    if all(NUMBER.fullmatch(name) for name in names):
+        return tuple(sorted(names, key=lambda name: (float(name), name)))
+    return tuple(sorted(names))
 
 
 def refuse_look_alikes(names: Sequence[str]) -> None:
-    """Raise DataError where two labels differ only in case or blanks: almost certainly one class written two ways."""
+    """Raise DataError where two labels look alike: almost certainly one class written two ways."""
     seen: dict[str, str] = {}
     for name in names:
-        key = " ".join(name.casefold().split())
+        key = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        if NUMBER.fullmatch(key) and "." in key:
+            key = key.rstrip("0").rstrip(".")
         if key in seen:
             raise DataError(
-                f"the labels {seen[key]!r} and {name!r} differ only in case or blanks, so one class would be learnt as "
-                "two; write them one way in the file"
+                f"the labels {seen[key][:60]!r} and {name[:60]!r} differ only in case, blanks or how a character or "
+                "number is written, so one class would be learnt as two; write them one way in the file"
             )
         seen[key] = name
 
@@ -93,8 +98,8 @@ class Classification(Task):
         refuse_look_alikes(names)
         if len(names) > max(20, len(labels) // 2):
             raise DataError(
-                f"the label column has {len(names):,} distinct values in {len(labels):,} examples, so it is hardly a set "
-                "of classes; name another with --set data.label=COLUMN, or --set task=regression for numbers"
+                f"the label column has {len(names):,} distinct values in {len(labels):,} examples, so it is hardly a "
+                "set of classes; name another with --set data.label=COLUMN, or --set task=regression for numbers"
             )
         return cls(names, tuple(counts[name] for name in names), options)
 

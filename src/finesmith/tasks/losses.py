@@ -22,7 +22,7 @@ def softmax_loss(
     true_B = logs_BC.gather(1, targets_B[:, None])[:, 0]
     loss_B = -((1 - smoothing) * true_B + smoothing * logs_BC.mean(-1))
     if focal_gamma is not None:
-        loss_B = loss_B * (1 - true_B.exp()) ** focal_gamma
+        loss_B = loss_B * _missing(true_B) ** focal_gamma
     if weights_C is not None:
         loss_B = loss_B * weights_C.to(loss_B)[targets_B]
     return loss_B.sum()
@@ -41,7 +41,7 @@ def sigmoid_loss(
     hit, miss = logsigmoid(logits_BC), logsigmoid(-logits_BC)
     positive = torch.ones_like(logits_BC[0]) if positive_C is None else positive_C.to(logits_BC)
     if focal_gamma is not None:
-        hit, miss = hit * (1 - hit.exp()) ** focal_gamma, miss * (1 - miss.exp()) ** focal_gamma
+        hit, miss = hit * _missing(hit) ** focal_gamma, miss * _missing(miss) ** focal_gamma
     soft = targets_BC.to(logits_BC) * (1 - smoothing) + smoothing / 2
     return -(soft * positive * hit + (1 - soft) * miss).mean(-1).sum()
 
@@ -49,3 +49,8 @@ def sigmoid_loss(
 def squared_loss(outputs_B1: Tensor, targets_B: Tensor) -> torch.Tensor:
     """Return the summed squared error of one output a sequence."""
     return (outputs_B1[:, 0] - targets_B.to(outputs_B1)).square().sum()
+
+
+def _missing(log_probability: Tensor) -> Tensor:
+    """Return 1 - p, kept above zero: a power below one has no finite slope at zero."""
+    return (-log_probability.expm1()).clamp_min(1e-12)

@@ -47,13 +47,19 @@ class Regression(Task):
 
         del options
         values = _numbers(labels, [f"training example {i + 1}" for i in range(len(labels))])
-        spread = float(np.std(values)) if len(values) else 0.0
-        if spread == 0:
+        if not len(values) or values.min() == values.max():
             raise DataError(
                 f"all {len(values):,} training values are equal; regression needs numbers that differ: "
                 "check --set data.label=COLUMN"
             )
-        return cls(spread, float(np.mean(values)))
+        with np.errstate(over="ignore", invalid="ignore"):
+            spread, centre = float(np.std(values)), float(np.mean(values))
+        if not 0 < spread < math.inf:
+            raise DataError(
+                f"the training values reach from {values.min():g} to {values.max():g}, too far or too near for "
+                "arithmetic; mend the outliers or write the numbers in another unit"
+            )
+        return cls(spread, centre)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Regression:
@@ -99,7 +105,7 @@ class Regression(Task):
 
     def outputs(self, logits: Array) -> Array:
         """Return values in the data's units, [N]."""
-        return logits[:, 0].astype("float64") * self.scale + self.offset  # type: ignore[no-any-return]
+        return logits[:, 0].astype("float64") * self.scale + self.offset
 
     def columns(self, outputs: Array) -> dict[str, list[Any]]:
         """Return the predicted value."""

@@ -19,7 +19,7 @@ L2_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class LinearHead:
-    """weight [C, D] and bias [C] in float64, for raw features; l2: the penalty chosen; losses: validation's, of each."""
+    """weight [C, D] and bias [C] in float64, for raw features; l2: the penalty chosen; losses: validation's by l2."""
 
     weight: torch.Tensor
     bias: torch.Tensor
@@ -93,5 +93,7 @@ def _solve(
         (gradient,) = torch.autograd.grad(loss, theta)
         return float(loss.detach()), gradient.numpy()
 
-    found = minimize(value_and_gradient, start, jac=True, method="L-BFGS-B", options={"maxiter": 300, "gtol": 1e-6})
+    found = minimize(
+        value_and_gradient, start, jac=True, method="L-BFGS-B", options={"maxiter": 300, "ftol": 1e-11, "gtol": 1e-6}
+    )
     return found.x  # type: ignore[no-any-return]

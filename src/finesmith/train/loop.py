@@ -69,16 +69,25 @@ def train(
         batches, units = plan.batches(step)
         try:
             loss, examples, tokens = backward(loss_sum, batches, units, _seeder(plan.seed, step))
+        except DivergenceError as error:
+            raise _diverged(step, plan, str(error), error.ids) from None
+        try:
             norm = clip_gradients(parameters, plan.max_grad_norm)
         except DivergenceError as error:
-            raise DivergenceError(
-                f"training diverged at step {step + 1} of {plan.steps}: {error}. The weights before it are kept. "
-                "Lower train.learning_rate (a tenth is a good try), or look at those rows"
-            ) from None
+            ids = [i for batch in batches for i in batch.ids.tolist()]
+            raise _diverged(step, plan, f"{error} over examples with ids {sorted(ids)[:20]}", ids) from None
         rate = set_rate(optimizer, schedule.multiplier(step))
         optimizer.step()
         seconds = time.perf_counter() - began
         yield Step(step + 1, (step + 1) / plan.steps_per_epoch, loss, rate, norm, examples, tokens, seconds)
+
+
+def _diverged(step: int, plan: Plan, what: str, ids: Sequence[int]) -> DivergenceError:
+    return DivergenceError(
+        f"training diverged at step {step + 1} of {plan.steps}: {what}. The weights before it are kept. "
+        "Lower train.learning_rate (a tenth is a good try), or look at those rows",
+        ids,
+    )
 
 
 def _seeder(seed: int, step: int) -> Callable[[int], None]:

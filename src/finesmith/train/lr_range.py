@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,7 @@ def range_test(
 
     Smith 2017 (arXiv:1506.01186). The suggestion is a third of the rate at which the smoothed loss was lowest before
     it rose, which for AdamW with warm-up and decay is a safe peak. `optimizer` is used up: make a new one to train.
+    Raises DivergenceError when not even the first loss is finite.
     """
     import torch
 
@@ -69,6 +70,11 @@ def range_test(
             for name, buffer in module.named_buffers():
                 buffer.copy_(buffers[name])
         module.zero_grad(set_to_none=True)
+    if not smoothed:
+        raise DivergenceError(
+            f"the learning-rate range test met a loss or gradient that is not finite at its first rate, {lowest:g}, "
+            "with the weights untouched; look at the data, or try --set train.precision=float32"
+        )
     lowest_at = min(range(len(smoothed)), key=smoothed.__getitem__)
     suggestion = float(f"{rates[lowest_at] / 3:.2g}")
     return RangeTest(tuple(rates), tuple(smoothed), suggestion)
@@ -84,8 +90,6 @@ def _ramp(
     steps: int,
 ) -> Iterator[tuple[float, float]]:
     """Take one step at each rate and yield (rate, loss before the step); end at the first loss that is not finite."""
-    import torch
-
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     module.train()
     for step in range(steps):
@@ -93,15 +97,21 @@ def _ramp(
         optimizer.zero_grad(set_to_none=True)
         batches, units = plan.batches(step % max(1, plan.steps))
         try:
-            loss, _, _ = backward(
-                loss_sum,
-                batches,
-                units,
-                lambda micro, step=step: torch.manual_seed(mix(plan.seed, step, micro, 1)) and None,
-            )
+            loss, _, _ = backward(loss_sum, batches, units, _seeder(plan.seed, step))
             clip_gradients(parameters, plan.max_grad_norm)
         except DivergenceError:
             return
         set_rate(optimizer, rate)
         optimizer.step()
         yield rate, loss
+
+
+def _seeder(seed: int, step: int) -> Callable[[int], None]:
+    """Return the function that fixes torch's random numbers for a micro-batch of this trial step."""
+
+    def fix(micro: int) -> None:
+        import torch
+
+        torch.manual_seed(mix(seed, step, micro, 1))
+
+    return fix

@@ -44,7 +44,8 @@ def backward(
         loss, _ = loss_sum(batch)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise DivergenceError(f"the loss is {value} in examples with ids {batch.ids.tolist()[:20]}")
+            ids = batch.ids.tolist()
+            raise DivergenceError(f"the loss is {value} in examples with ids {ids[:20]}", ids)
         (loss / units).backward()  # type: ignore[no-untyped-call]
         total += value
         examples += len(batch.lengths)

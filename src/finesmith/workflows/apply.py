@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,8 @@ class TunedModel:
         if (pairs is None) != (self.text_pair is None):
             need = "one text, not a pair" if self.text_pair is None else f"pairs of texts (column {self.text_pair!r})"
             raise DataError(f"this model was tuned on {need}")
+        if pairs is not None and len(pairs) != len(texts):
+            raise DataError(f"{len(texts):,} texts and {len(pairs):,} second texts do not make pairs")
         cleaned = clean(texts, self.cleaning).texts
         second = None if pairs is None else clean(pairs, self.cleaning).texts
         tokens = tokenize(cleaned, second, self.predictor.network.tokenizer, max_length=self.max_length, cache=None)
@@ -72,6 +75,7 @@ def load_model(folder: Path, *, device: str | None = None) -> TunedModel:
     network = reload_network(
         folder,
         adapter_on=about["base"] if about["method"] == "lora" else None,
+        revision=about["revision"],
         outputs=task.head.outputs,
         problem=task.head.problem,
         labels=task.head.labels,
@@ -97,17 +101,24 @@ def load_model(folder: Path, *, device: str | None = None) -> TunedModel:
 def load_run(folder: str) -> TunedModel:
     """Load the tuned model of a run.
 
-    Raises RunError when the run has not finished.
+    Raises RunError when the run has not finished or its model is gone.
     """
-    state = read_state(Path(folder))
+    place = Path(folder)
+    state = read_state(place)
+    if state == "running":
+        raise RunError(f"{folder} is still running, so it has no model yet; wait until it has finished")
     if state != "finished":
-        raise RunError(f"{folder} is {state}, so it has no model yet; `finesmith resume {folder}` goes on with it")
-    return load_model(Path(folder) / "model")
+        how = "has failed" if state == "failed" else "was interrupted"
+        raise RunError(f"{folder} {how}, so it has no model yet; `finesmith resume {folder}` goes on with it")
+    if not (place / "model" / "finesmith.json").is_file():
+        raise RunError(f"{folder} has finished but its model folder is gone or damaged; copy it back or tune again")
+    return load_model(place / "model")
 
 
 def predict_file(
-    folder: str, source: str, *, text: str | None = None, progress: Callable[[int, int], None] | None = None
-) -> Any:
+    folder: str, source: str, *, text: str | None = None, text_pair: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Any:  # fmt: skip
     """Return a pyarrow table of the rows of `source` in order, with the prediction's columns added.
 
     Raises DataError when the source cannot be read or lacks the columns that the model reads.
@@ -118,44 +129,54 @@ def predict_file(
 
     model = load_run(folder)
     table = read([source]).table
-    texts, pairs = _columns(table, source, text or model.text, model.text_pair)
+    texts, pairs = _columns(model, table, source, text, text_pair)
     outputs = model.outputs(texts, pairs, _counting(progress, len(texts)))
     for name, values in (model.task.columns(outputs) if len(texts) else {"prediction": []}).items():
-        free = name if name not in table.column_names else f"finesmith_{name}"
-        table = table.append_column(free, pa.array(values))
+        table = table.append_column(_free(name, table.column_names), pa.array(values))
     return table
 
 
+def _free(name: str, taken: Sequence[str]) -> str:
+    """Return `name`, or a form of it that is not taken."""
+    found, number = name, 1
+    while found in taken:
+        found = f"finesmith_{name}" + (f"_{number}" if number > 1 else "")
+        number += 1
+    return found
+
+
 def evaluate_file(
-    folder: str, source: str, *, text: str | None = None, label: str | None = None,
+    folder: str, source: str, *, text: str | None = None, text_pair: str | None = None, label: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Score a run's model on another labelled file; return scores with intervals, and keep them in the run folder.
 
-    Raises DataError when the source cannot be read, lacks columns, or has labels that the model does not know.
+    Rows without a label are left out and counted in `unlabelled`. Raises DataError when the source cannot be read,
+    lacks columns, has no labels, or has labels that the model does not know.
     """
     from dataclasses import asdict
 
     from finesmith.data.sources import read
     from finesmith.evaluate.statistics import bootstrap
+    from finesmith.workflows.rows import read_labels
 
     model = load_run(folder)
     data = read([source])
-    texts, pairs = _columns(data.table, source, text or model.text, model.text_pair)
+    texts, pairs = _columns(model, data.table, source, text, text_pair)
     name = label or model.label
-    if name not in data.table.column_names:
-        raise DataError(
-            f"{source} has no label column {name!r}; its columns are {', '.join(data.table.column_names)}: "
-            "name it with --label COLUMN"
-        )
-    if not texts:
-        raise DataError(f"{source} holds no rows to evaluate")
-    targets = model.task.encode(data.table.column(name).to_pylist(), [data.where(i) for i in range(len(texts))])
+    _require(data.table, source, name, "label", "label")
+    labels = read_labels(data.table.column(name).to_pylist(), model.task.label_kind)
+    given = [i for i, value in enumerate(labels) if value is not None]
+    if not given:
+        raise DataError(f"{source}: column {name!r} holds no labels in {len(labels):,} rows; name another with --label")
+    texts, pairs = [texts[i] for i in given], None if pairs is None else [pairs[i] for i in given]
+    targets = model.task.encode([labels[i] for i in given], [data.where(i) for i in given])
     outputs = model.outputs(texts, pairs, _counting(progress, len(texts)))
     scores = {k: None if s is None else asdict(s) for k, s in bootstrap(model.task.kind, targets, outputs).items()}
     result = {
         "data": Path(source).name,
         "examples": len(texts),
+        "unlabelled": len(labels) - len(given),
         "metric": model.metric,
         "scores": scores,
         "details": model.task.details(targets, outputs),
@@ -168,18 +189,30 @@ def evaluate_file(
     return result
 
 
-def _columns(table: Any, source: str, text: str, text_pair: str | None) -> tuple[list[str], list[str] | None]:
-    for name in (text, text_pair):
-        if name is not None and name not in table.column_names:
-            raise DataError(
-                f"{source} has no column {name!r}, which the model reads; its columns are "
-                f"{', '.join(table.column_names)}: name the text column with --text COLUMN"
-            )
+def _columns(
+    model: TunedModel, table: Any, source: str, text: str | None, text_pair: str | None
+) -> tuple[list[str], list[str] | None]:
+    """Return the texts (and their pairs) that the model reads; absent values are empty texts."""
+    if text_pair is not None and model.text_pair is None:
+        raise DataError("this model was tuned on one text, not a pair; leave --text-pair out")
 
-    def strings(name: str) -> list[str]:
+    def strings(name: str, option: str) -> list[str]:
+        _require(table, source, name, "text", option)
         return ["" if value is None else str(value) for value in table.column(name).to_pylist()]
 
-    return strings(text), None if text_pair is None else strings(text_pair)
+    first = strings(text or model.text, "text")
+    return first, None if model.text_pair is None else strings(text_pair or model.text_pair, "text-pair")
+
+
+def _require(table: Any, source: str, name: str, role: str, option: str) -> None:
+    if name in table.column_names:
+        return
+    near = difflib.get_close_matches(name, table.column_names, 1)
+    meant = f"; is it {near[0]!r}? Its" if near else "; its"
+    raise DataError(
+        f"{source} has no {role} column {name[:80]!r}{meant} columns are "
+        f"{', '.join(each[:40] for each in table.column_names[:20])}: name the right one with --{option} COLUMN"
+    )
 
 
 def _counting(progress: Callable[[int, int], None] | None, total: int) -> Callable[[int], None] | None:

@@ -91,7 +91,7 @@ def _tfidf(recipe: Recipe, data: Prepared) -> Outputs:
         validation=(texts["validation"], whole["validation"]),
         seed=recipe.train.seed,
     )
-    return found.predictions
+    return {split: found.predictions[split] for split in ("validation", "test")}
 
 
 def _features(recipe: Recipe, run: Run, data: Prepared, setup: Setup) -> tuple[Outputs, str | None]:
@@ -138,7 +138,7 @@ def _zero_shot(run: Run, data: Prepared, setup: Setup) -> tuple[Outputs, str | N
     result: dict[Split, Any] = {}
     for split in ("validation", "test"):
         similarity = _unit(values[data.positions[split]]) @ _unit(labels).T
-        result[split] = data.task.zero_shot(similarity)  # type: ignore[index]
+        result[split] = data.task.zero_shot(similarity)
     return result, None
 
 

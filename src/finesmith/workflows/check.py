@@ -44,7 +44,7 @@ def check(recipe: Recipe, *, listeners: Sequence[Listener] = ()) -> dict[str, An
         "splits": data.summary["splits"],
         "findings": findings,
         "probes": [{"name": p.name, "passed": p.passed, "evidence": p.evidence, "remedy": p.remedy} for p in probes],
-        "plan": _plan(recipe, data, setup),
+        "plan": _plan(recipe, setup),
         "forecast": forecast,
     }
     return {**plain(found), "lines": _lines(found, probes)}
@@ -71,7 +71,9 @@ def preflight(recipe: Recipe, data: Prepared, setup: Setup) -> list[Probed]:
 
     network = setup.network
     found = [
-        probes.label_order(data.task.head.labels, dict(network.classifier.config.id2label)),
+        probes.label_order(
+            data.task.head.labels, {int(i): name for i, name in (network.classifier.config.id2label or {}).items()}
+        ),
         probes.memory_fits(dict(setup.forecast), setup.micro_batch_size, recipe.train.batch_size),
     ]
     if recipe.method.name == "features":
@@ -142,14 +144,14 @@ def _forecast(recipe: Recipe, data: Prepared, setup: Setup) -> dict[str, Any]:
     return {"steps": plan.steps, "seconds": usual * plan.steps, "seconds_per_step": usual, **memory}
 
 
-def _plan(recipe: Recipe, data: Prepared, setup: Setup) -> dict[str, Any]:
+def _plan(recipe: Recipe, setup: Setup) -> dict[str, Any]:
     return {
         "method": recipe.method.name,
         "base": setup.base.name,
         "attention": setup.network.why,
         "metric": setup.metric,
         "learning_rate": None if recipe.method.name == "features" else setup.learning_rate,
-        "epochs": recipe.train.epochs,
+        "epochs": setup.epochs,
         "batch_size": recipe.train.batch_size,
         "micro_batch_size": setup.micro_batch_size,
         "max_length": setup.max_length,
@@ -162,9 +164,8 @@ def _lines(found: dict[str, Any], probes: Sequence[Probed]) -> list[str]:
     flow = "  ".join(f"{stage['stage']} {stage['rows']:,}" for stage in found["flow"])
     plan, forecast, tokens = found["plan"], found["forecast"], found["plan"]["tokens"]
     lines = ["", f"task    {found['task']}, judged by {plan['metric']}", f"rows    {flow}"]
-    lines += [
-        f"tokens  {tokens['fertility']:.2f} a word, {tokens['truncated_share']:.1%} of texts truncated at {plan['max_length']}"
-    ]
+    cut = f"{tokens['truncated_share']:.1%} of texts truncated at {plan['max_length']}"
+    lines += [f"tokens  {tokens['fertility']:.2f} a word, {cut}"]
     rate = (
         "" if plan["learning_rate"] is None else f", learning rate {plan['learning_rate']:g}, {plan['epochs']:g} epochs"
     )

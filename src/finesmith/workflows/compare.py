@@ -55,7 +55,7 @@ def _scores(recipe: Recipe, data: Prepared, targets: Array, outputs: Array, spli
     """Return every metric with its interval; without one on training data, where it would mean nothing."""
     from finesmith.evaluate.statistics import bootstrap
 
-    if split == "train" or not recipe.evaluate.bootstrap_samples:
+    if split == "train":
         return {name: asdict(Score(value)) for name, value in data.task.scores(targets, outputs).items()}
     found = bootstrap(
         data.task.kind, targets, outputs, _groups(data, split), recipe.evaluate.bootstrap_samples, recipe.train.seed
@@ -79,7 +79,7 @@ def _write_predictions(run: Run, data: Prepared, split: Split, targets: Array, o
 
 
 def _write_baselines(
-    recipe: Recipe, run: Run, data: Prepared, baselines: Sequence[FittedBaseline], targets: Mapping[str, Array]
+    recipe: Recipe, run: Run, data: Prepared, baselines: Sequence[FittedBaseline], targets: Mapping[Split, Array]
 ) -> None:
     rows = []
     for baseline in baselines:
@@ -140,7 +140,7 @@ def _judge(
         overfitting=gap,
         groups=_groups(data, "test"),
         seed=recipe.train.seed,
-        resamples=recipe.evaluate.bootstrap_samples or 2000,
+        resamples=recipe.evaluate.bootstrap_samples,
     )
 
 
@@ -203,11 +203,10 @@ def _evidence(
     frozen = next((b.validation for b in baselines if b.name == "features" and b.validation is not None), None)
     counts = [n for n in (data.summary["splits"]["train"].get("labels") or {}).values() if n]
     over = verdict.overfitting
-    calibration = scores["test"].get("calibration_error")
     tokens = setup.tokens.summary()
     return Evidence(
         method=recipe.method.name,
-        epochs=recipe.train.epochs,
+        epochs=setup.epochs,
         learning_rate=setup.learning_rate,
         examples=len(data.positions["train"]),
         test_size=data.test.size,
@@ -221,7 +220,7 @@ def _evidence(
         smallest_detectable=verdict.comparison.smallest_detectable,
         gain=verdict.comparison.gain,
         better=verdict.better,
-        calibration_error=calibration["value"] if calibration else None,
+        overconfidence=_overconfidence(scores["details"].get("reliability")),
         truncated_share=tokens["truncated_share"],
         max_length=setup.max_length,
         model_limit=setup.model_limit,
@@ -230,3 +229,11 @@ def _evidence(
         label_smoothing=recipe.train.label_smoothing,
         task=data.task.name,
     )
+
+
+def _overconfidence(bins: Sequence[Mapping[str, Any]] | None) -> float | None:
+    """Return mean stated confidence minus share correct over the bins of a reliability curve."""
+    rows = sum(bin_["rows"] for bin_ in bins or ())
+    if not bins or not rows:
+        return None
+    return float(sum((bin_["confidence"] - bin_["accuracy"]) * bin_["rows"] for bin_ in bins) / rows)

@@ -28,6 +28,7 @@ def finish(recipe: Recipe, run: Run, data: Prepared, setup: Setup, fitted: Fitte
     """
     import numpy as np
 
+    from finesmith.recipe import with_absolute_paths
     from finesmith.report import card
 
     positions = data.positions["test"][:PROOF_EXAMPLES]
@@ -41,7 +42,7 @@ def finish(recipe: Recipe, run: Run, data: Prepared, setup: Setup, fitted: Fitte
             "format": MODEL_FORMAT,
             "task": task.state,
             "method": recipe.method.name,
-            "base": recipe.model.base,
+            "base": with_absolute_paths(recipe).model.base,
             "revision": recipe.model.revision,
             "max_length": setup.max_length,
             "cleaning": asdict(data.cleaning),
@@ -97,12 +98,12 @@ def fold_rescaling(predictor: Predictor, task: Task) -> Task:
         predictor.head = scaled_head(predictor.head, scale, offset)
         return task.rescaled(1.0, 0.0)
     last = final_linear(predictor.network.classifier)
+    bias: torch.Tensor | None = last.bias
     with torch.no_grad():
-        last.weight *= scale
-        if last.bias is None:
-            return task.rescaled(1.0, offset)
-        last.bias.copy_(last.bias * scale + offset)
-    return task.rescaled(1.0, 0.0)
+        last.weight.mul_(scale)
+        if bias is not None:
+            bias.copy_(bias * scale + offset)
+    return task.rescaled(1.0, offset if bias is None else 0.0)
 
 
 def scaled_head(head: Any, scale: float, offset: float) -> Any:

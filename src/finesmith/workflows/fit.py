@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from finesmith.errors import DataError, DivergenceError
 from finesmith.guards.early_stopping import EarlyStopping
 from finesmith.workflows.inference import Predictor, cached_embeddings
 
@@ -43,7 +45,13 @@ class _Session:
     history: list[dict[str, Any]] = field(default_factory=list)
     loss_sum: float = 0.0
     loss_steps: int = 0
-    seconds: float = 0.0
+    earlier: float = 0.0
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent on training so far, those before an interruption included."""
+        return self.earlier + time.perf_counter() - self.began
 
 
 def fit(recipe: Recipe, run: Run, data: Prepared, setup: Setup, checkpoint: Checkpoint | None) -> Fitted:
@@ -53,19 +61,22 @@ def fit(recipe: Recipe, run: Run, data: Prepared, setup: Setup, checkpoint: Chec
     """
     began = time.perf_counter()
     if recipe.method.name == "features":
-        return _features(recipe, run, data, setup, began)
+        return _features(run, data, setup, began)
     if recipe.method.name == "head_then_full" and checkpoint is None:
-        solve_head(recipe, run, data, setup)
+        solve_head(run, data, setup)
     plan, loss_sum = plan_of(recipe, data, setup), loss_of(data, setup)
-    session = _open(recipe, data, setup, plan, checkpoint)
+    session = _open(recipe, setup, plan, checkpoint)
+    session.began = began
     start = checkpoint.step if checkpoint else 0
     if checkpoint is not None:
-        run.unmute(int(checkpoint.state["events"]))
-    stopped = _train(recipe, run, data, setup, session, plan, loss_sum, start)
+        run.unmute(cast(int, checkpoint.state["events"]))
+    stopped = session.stopper.exhausted and start < plan.steps
+    if not stopped:
+        with naming_rows(data.where):
+            stopped = _train(recipe, run, data, setup, session, plan, loss_sum, start)
     _restore_best(run, setup, session)
-    seconds = session.seconds + time.perf_counter() - began
     run.record("trained", best_step=session.stopper.best_step, steps=plan.steps, stopped_early=stopped)
-    return Fitted(Predictor(setup.network), session.history, session.stopper.best_step, seconds, stopped)
+    return Fitted(Predictor(setup.network), session.history, session.stopper.best_step, session.seconds, stopped)
 
 
 def plan_of(recipe: Recipe, data: Prepared, setup: Setup) -> Plan:
@@ -86,7 +97,7 @@ def plan_of(recipe: Recipe, data: Prepared, setup: Setup) -> Plan:
         device = setup.network.device
         return [batches.ragged(tokens, p, ids=ids, targets=targets, device=device) for p in parts], len(chosen)
 
-    return Plan(max(1, round(per_epoch * t.epochs)), per_epoch, make, t.max_grad_norm, t.seed)
+    return Plan(max(1, round(per_epoch * setup.epochs)), per_epoch, make, t.max_grad_norm, t.seed)
 
 
 def targets_by_position(data: Prepared, setup: Setup) -> torch.Tensor:
@@ -133,7 +144,7 @@ def new_optimizer(recipe: Recipe, setup: Setup, learning_rate: float) -> torch.o
     return adamw(groups)
 
 
-def _open(recipe: Recipe, data: Prepared, setup: Setup, plan: Plan, checkpoint: Checkpoint | None) -> _Session:
+def _open(recipe: Recipe, setup: Setup, plan: Plan, checkpoint: Checkpoint | None) -> _Session:
     """Return a session, fresh or exactly as the checkpoint left it."""
     import torch
 
@@ -147,17 +158,27 @@ def _open(recipe: Recipe, data: Prepared, setup: Setup, plan: Plan, checkpoint: 
     stopper = EarlyStopping(g.patience if g.early_stopping else None, HIGHER_IS_BETTER[setup.metric])
     session = _Session(optimizer, schedule, stopper)
     if checkpoint is not None:
-        named = _trainable(setup)
+        named, state = _trainable(setup), cast(dict[str, Any], checkpoint.state)
         with torch.no_grad():
             for name, parameter in named.items():
                 parameter.copy_(checkpoint.tensors[f"model.{name}"])
-        restore_optimizer(optimizer, named.items(), checkpoint.tensors, checkpoint.state["optimizer"])
-        schedule.state.update({k: float(v) for k, v in checkpoint.state["schedule"].items()})
-        stopper.restore(checkpoint.state["stopper"])
-        session.history = list(checkpoint.state["history"])
-        session.loss_sum, session.loss_steps = checkpoint.state["loss_sum"], checkpoint.state["loss_steps"]
-        session.seconds = checkpoint.state["seconds"]
+        restore_optimizer(optimizer, named.items(), checkpoint.tensors, state["optimizer"])
+        schedule.state.update({k: float(v) for k, v in state["schedule"].items()})
+        stopper.restore(state["stopper"])
+        session.history = list(state["history"])
+        session.loss_sum, session.loss_steps = state["loss_sum"], state["loss_steps"]
+        session.earlier = state["seconds"]
     return session
+
+
+@contextmanager
+def naming_rows(where: Sequence[str]) -> Iterator[None]:
+    """Add the places of the examples to the message of a divergence."""
+    try:
+        yield
+    except DivergenceError as error:
+        places = ", ".join(where[i] for i in error.ids[:5])
+        raise DivergenceError(f"{error}: {places}{' …' if len(error.ids) > 5 else ''}", error.ids) from None
 
 
 def _trainable(setup: Setup) -> dict[str, torch.nn.Parameter]:
@@ -177,11 +198,8 @@ def _train(
     """Run the loop, evaluating, saving and stopping between its steps; return whether it stopped early."""
     from finesmith.train.loop import train
 
-    every = max(1, round(plan.steps_per_epoch / recipe.train.evaluations))
-    saved = began = time.perf_counter()
-    before = session.seconds
-    if session.stopper.exhausted:
-        return True
+    every = max(1, round(plan.steps_per_epoch / setup.evaluations))
+    saved = time.perf_counter()
     for step in train(setup.network.module, loss_sum, session.optimizer, session.schedule, plan, start=start):
         session.loss_sum, session.loss_steps = session.loss_sum + step.loss, session.loss_steps + 1
         run.record("step", total=plan.steps, **asdict(step))
@@ -189,19 +207,18 @@ def _train(
         if due:
             best = _evaluate(run, data, setup, session, step.step, step.epoch)
             if best:
-                _save_best(run, setup, session, step.step)
+                _save_best(recipe, run, setup, session, step.step)
         now = time.perf_counter()
         stop = due and session.stopper.exhausted and step.step < plan.steps
         if stop:
-            message = f"no better {setup.metric} in {session.stopper.bad} evaluations; best at step {session.stopper.best_step}"
+            stopper = session.stopper
+            message = f"no better {setup.metric} in {stopper.bad} evaluations; best at step {stopper.best_step}"
             run.record("early_stop", step=step.step, message=message)
         if due or now - saved > recipe.output.checkpoint_minutes * 60:
-            session.seconds = before + now - began
             _save(recipe, run, setup, session, step.step)
             saved = time.perf_counter()
         if stop:
             return True
-    session.seconds = before
     return False
 
 
@@ -209,7 +226,7 @@ def _evaluate(run: Run, data: Prepared, setup: Setup, session: _Session, step: i
     """Score the validation split, record it, tell schedule and stopper; return whether it is the best so far."""
     targets = data.targets["validation"]
     outputs = data.task.outputs(Predictor(setup.network).logits(setup.tokens, data.positions["validation"]))
-    loss, value = data.task.plain_loss(outputs, targets), data.task.scores(targets, outputs)[setup.metric]
+    loss, value = data.task.plain_loss(outputs, targets), _validation_score(data, setup, outputs)
     entry = {
         "step": step,
         "epoch": epoch,
@@ -226,12 +243,29 @@ def _evaluate(run: Run, data: Prepared, setup: Setup, session: _Session, step: i
     return session.stopper.observe(value, loss, step)
 
 
-def _save_best(run: Run, setup: Setup, session: _Session, step: int) -> None:
+def _validation_score(data: Prepared, setup: Setup, outputs: Any) -> float:
+    """Return the metric that selects, on validation.
+
+    Raises DataError where it is undefined there.
+    """
+    targets = data.targets["validation"]
+    value = data.task.scores(targets, outputs).get(setup.metric)
+    if value is None:
+        others = ", ".join(name for name in data.task.metrics if name != setup.metric)
+        raise DataError(
+            f"evaluate.metric is {setup.metric}, which is undefined on the {len(targets):,} validation rows (only one "
+            f"class there, or all answers equal); choose another ({others}), or give validation more rows"
+        )
+    return value
+
+
+def _save_best(recipe: Recipe, run: Run, setup: Setup, session: _Session, step: int) -> None:
     from finesmith.train import checkpoint
 
     tensors = {f"model.{name}": p.detach() for name, p in _trainable(setup).items()}
-    # Two are kept: an interrupted run may resume from a checkpoint that still knows the one before as its best.
-    checkpoint.save(run.folder / "checkpoints" / "best", step, tensors, {"step": step}, fingerprint={}, keep=2)
+    # Each checkpoint that is kept may know another best, and none of them knows this one yet.
+    keep = recipe.output.keep_checkpoints + 1
+    checkpoint.save(run.folder / "checkpoints" / "best", step, tensors, {"step": step}, fingerprint={}, keep=keep)
     run.record("best", step=step, value=session.stopper.best)
 
 
@@ -278,7 +312,7 @@ def _restore_best(run: Run, setup: Setup, session: _Session) -> None:
             parameter.copy_(best.tensors[f"model.{name}"])
 
 
-def _features(recipe: Recipe, run: Run, data: Prepared, setup: Setup, began: float) -> Fitted:
+def _features(run: Run, data: Prepared, setup: Setup, began: float) -> Fitted:
     """Compute every embedding once, then solve a linear head on them."""
     import torch
 
@@ -304,7 +338,7 @@ def _features(recipe: Recipe, run: Run, data: Prepared, setup: Setup, began: flo
         "train_loss": task.plain_loss(outputs["train"], data.targets["train"]),
         "validation_loss": task.plain_loss(outputs["validation"], data.targets["validation"]),
         "metric": setup.metric,
-        "value": task.scores(data.targets["validation"], outputs["validation"])[setup.metric],
+        "value": _validation_score(data, setup, outputs["validation"]),
     }
     run.record("evaluation", **entry)
     run.record("note", message=f"linear head solved; L2 penalty {head.l2:g} chosen on validation loss")
@@ -325,11 +359,22 @@ def embeddings(run: Run, data: Prepared, setup: Setup) -> tuple[Any, bool]:
         done += count
         run.record_live("embedding", done=done, total=len(data.examples))
 
-    key = f"{setup.weights_key} pooled {setup.pooling}"
+    key = f"{setup.weights_key} pooled {setup.pooling} {_arithmetic(setup)}"
     return cached_embeddings(setup.network, setup.tokens, pooled, key=key, cache=setup.cache, progress=progress)
 
 
-def solve_head(recipe: Recipe, run: Run, data: Prepared, setup: Setup) -> None:
+def _arithmetic(setup: Setup) -> str:
+    """Name all that decides the bits of an embedding beside weights and tokens."""
+    import torch
+
+    from finesmith.models.load import load_config
+
+    attention = "ragged" if setup.network.ragged else "padded"
+    where = f"{setup.device.device} {setup.device.threads} threads torch {torch.__version__}"
+    return f"{attention} {where} {load_config(setup.base).to_json_string()}"
+
+
+def solve_head(run: Run, data: Prepared, setup: Setup) -> None:
     """Solve the head's last linear layer on frozen features and write it into the network (LP-FT).
 
     Kumar et al. 2022 (arXiv:2202.10054): a head that fits before the body moves distorts the features less.
@@ -366,5 +411,5 @@ def solve_head(recipe: Recipe, run: Run, data: Prepared, setup: Setup) -> None:
         if last.bias is not None:
             last.bias.copy_(head.bias)
     outputs = task.outputs(head.logits(parts["validation"]).numpy())
-    value = task.scores(data.targets["validation"], outputs)[setup.metric]
+    value = _validation_score(data, setup, outputs)
     run.record("note", message=f"head solved on frozen features: validation {setup.metric} {value:.4f}")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finesmith.errors import ModelError
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -70,6 +72,7 @@ def run(
             for places in in_length_order(lengths, TOKENS_PER_BATCH, SEQUENCES_PER_BATCH):
                 batch = ragged(tokens, positions[places], ids=ids, device=network.device)
                 values = function(batch).double().cpu().numpy()
+                _refuse_nonfinite(values, batch)
                 if result is None:
                     result = np.empty((len(positions), values.shape[1]))
                 result[places] = values
@@ -80,6 +83,18 @@ def run(
     if result is None:
         return np.empty((0, 0))
     return result  # type: ignore[no-any-return]
+
+
+def _refuse_nonfinite(values: Floats, batch: Batch) -> None:
+    import numpy as np
+
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if bad.size:
+        first = int(batch.ids[int(bad[0])])
+        raise ModelError(
+            f"the model's outputs are not numbers for {bad.size} of {len(values)} examples (the first is example "
+            f"{first}); its weights may be damaged, or its numbers too large for this precision: try another model.base"
+        )
 
 
 def cached_embeddings(

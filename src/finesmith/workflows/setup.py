@@ -37,6 +37,8 @@ class Setup:
     metric: str
     pooling: Pooling
     learning_rate: float
+    epochs: float
+    evaluations: int
     micro_batch_size: int
     forecast: Mapping[str, Any]
     weights_key: str
@@ -68,7 +70,7 @@ def default_learning_rate(method: str, parameters: int) -> tuple[float, str]:
     size = "small" if parameters < 50e6 else "medium" if parameters < 600e6 else "large"
     rates = {
         "full": {"small": 1e-4, "medium": 3e-5, "large": 1e-5},
-        "head_then_full": {"small": 1e-4, "medium": 3e-5, "large": 1e-5},
+        "head_then_full": {"small": 5e-5, "medium": 2e-5, "large": 5e-6},
         "lora": {"small": 1e-3, "medium": 3e-4, "large": 2e-4},
         "features": {"small": 1.0, "medium": 1.0, "large": 1.0},
     }
@@ -113,14 +115,32 @@ def set_up(recipe: Recipe, run: Run, data: Prepared, base: Base, tokenizer: PreT
     why = dict(data.why)
     metric = _metric(recipe, data, why)
     rate = _learning_rate(recipe, report, why)
+    epochs, evaluations = _duration(recipe, len(data.positions["train"]), why)
     micro, forecast = _micro_batch(recipe, network, tokens, data, device)
     if recipe.train.micro_batch_size is None:
         why["train.micro_batch_size"] = "the most that is forecast to fit into memory"
     weights = f"{base.sha256 or base.location}@{base.revision} words {','.join(words)}"
     setup = Setup(
-        device, base, network, report, tokens, max_length, longest_sequence(base, tokenizer), metric, _pooling(recipe, base, network), rate, micro, forecast,
-        weights, {}, cache, words, why,
-    )  # fmt: skip
+        device=device,
+        base=base,
+        network=network,
+        report=report,
+        tokens=tokens,
+        max_length=max_length,
+        model_limit=longest_sequence(base, tokenizer),
+        metric=metric,
+        pooling=_pooling(recipe, base, network),
+        learning_rate=rate,
+        epochs=epochs,
+        evaluations=evaluations,
+        micro_batch_size=micro,
+        forecast=forecast,
+        weights_key=weights,
+        fingerprint={},
+        cache=cache,
+        added_words=words,
+        why=why,
+    )
     _write_model(run, recipe, setup, options)
     return setup
 
@@ -191,6 +211,26 @@ def _learning_rate(recipe: Recipe, report: LoadReport, why: dict[str, str]) -> f
     return default
 
 
+FEWEST_UPDATES = 250
+EVALUATIONS = 8
+
+
+def _duration(recipe: Recipe, examples: int, why: dict[str, str]) -> tuple[float, int]:
+    """Return epochs and evaluations per epoch: few examples are seen more often, early stopping guards the rest."""
+    epochs = recipe.train.epochs
+    if epochs is None:
+        epochs = float(min(10, max(2, -(-FEWEST_UPDATES * recipe.train.batch_size // examples))))
+        few = f"{examples:,} examples are few" if epochs > 2 else f"{examples:,} examples are plenty"
+        why["train.epochs"] = (
+            f"{few} for at least {FEWEST_UPDATES} updates of {recipe.train.batch_size} in 2 to 10 epochs"
+        )
+    evaluations = recipe.train.evaluations
+    if evaluations is None:
+        evaluations = max(1, round(EVALUATIONS / epochs))
+        why["train.evaluations"] = f"about {EVALUATIONS} in the whole training"
+    return epochs, evaluations
+
+
 def _pooling(recipe: Recipe, base: Base, network: Network) -> Pooling:
     from finesmith.models.forward import DECODERS
 
@@ -214,13 +254,15 @@ def _micro_batch(
         trainable=sum(n for n, on in parameters if on),
     )
     lengths = tokens.lengths()[data.positions["train"]]
-    memory = {"free": device.memory_free, "dtype": device.dtype, "padded": not network.ragged}
+    free, dtype, padded = device.memory_free, device.dtype, not network.ragged
     asked = recipe.train.micro_batch_size
     if asked is None:
-        found = micro_batch(shape, lengths=lengths, batch_size=recipe.train.batch_size, **memory)
+        found = micro_batch(
+            shape, lengths=lengths, batch_size=recipe.train.batch_size, free=free, dtype=dtype, padded=padded
+        )
         return found.size, found.estimate.as_json()
     longest = sorted(lengths.tolist(), reverse=True)[:asked]
-    return asked, estimate(shape, longest, **memory).as_json()
+    return asked, estimate(shape, longest, free=free, dtype=dtype, padded=padded).as_json()
 
 
 PATHS = ("data.train", "data.validation", "data.test", "model.base")

@@ -22,7 +22,7 @@ def follow(run: Run) -> Callable[[], None]:
         raise UserError(
             "output.tensorboard is true, but tensorboard is not installed; run `pip install 'finesmith[tensorboard]'`"
         ) from None
-    writer = SummaryWriter(str(run.folder / "tensorboard"))  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(run.folder / "tensorboard"))
 
     def listen(event: Mapping[str, Any]) -> None:
         names = {
@@ -31,7 +31,7 @@ def follow(run: Run) -> Callable[[], None]:
         }
         for name in names.get(str(event["event"]), ()):
             if event[name] is not None:
-                writer.add_scalar(f"{event['event']}/{name}", event[name], event["step"])  # type: ignore[no-untyped-call]
+                writer.add_scalar(f"{event['event']}/{name}", event[name], event["step"])
 
     run.listeners.append(listen)
-    return writer.close  # type: ignore[no-any-return]
+    return writer.close

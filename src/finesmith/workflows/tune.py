@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from finesmith.errors import RunError
-from finesmith.recipe import Recipe, load, replace, to_yaml, with_absolute_paths
+from finesmith.errors import RecipeError, RunError
+from finesmith.recipe import Recipe, flatten, load, replace, to_yaml, with_absolute_paths
 from finesmith.run import Listener, Run, default_folder
+from finesmith.workflows.earlier import Earlier, earlier_of, enter
 from finesmith.workflows.ending import ending
 
 if TYPE_CHECKING:
-    from finesmith.train.checkpoint import Checkpoint
     from finesmith.workflows.prepare import Prepared
     from finesmith.workflows.setup import Setup
 
@@ -48,21 +48,29 @@ def resume(folder: str, *, force: bool = False, listeners: Sequence[Listener] = 
         raise RunError(
             f"{folder} holds no recipe.yaml; it stopped before anything was decided: start it again with tune"
         )
-    recipe = load(path / "recipe.yaml")
+    try:
+        recipe = load(path / "recipe.yaml")
+    except RecipeError:
+        run.close()
+        raise
     with ending(run, recipe):
         found = checkpoint.latest(path / "checkpoints", fingerprint=None)
-        if found is None:
+        earlier = earlier_of(path, found, force)
+        if earlier is None:
             run.unmute(0)
+            run.update(fingerprint=None)
+            run.record_live("note", message="nothing was trained before the interruption; beginning anew")
         else:
-            for refused in found.refused:
+            for refused in found.refused if found else ():
                 run.record_live("note", message=f"checkpoint refused: {refused}")
-            run.record_live("note", message=f"going on from step {found.step}")
+            place = f"step {found.step}" if found else f"the stage {earlier.stage}"
+            run.record_live("note", message=f"going on from {place}")
             run.mute()
-        _story(recipe, run, found, force=force)
+        _story(recipe, run, earlier)
     return path
 
 
-def _story(recipe: Recipe, run: Run, checkpoint: Checkpoint | None, *, force: bool = False) -> None:
+def _story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
     """Prepare, load, baselines, train, compare, finish."""
     from finesmith.models.load import find, load_tokenizer
     from finesmith.train.checkpoint import require_same
@@ -73,37 +81,42 @@ def _story(recipe: Recipe, run: Run, checkpoint: Checkpoint | None, *, force: bo
     from finesmith.workflows.prepare import prepare
     from finesmith.workflows.setup import fingerprint, longest_sequence, require_known, set_up
 
-    if checkpoint is None:
+    if earlier is None:
         run.write_text(
             "recipe.yaml",
             to_yaml(with_absolute_paths(recipe), header="As given; the run stopped before it was resolved."),
         )
-    run.record("stage", name="data")
+    enter(run, "data", earlier)
     base = find(recipe.model.base, recipe.model.revision)
     tokenizer = load_tokenizer(base)
     require_known(base, tokenizer)
     data = prepare(recipe, run, tokenizer, longest=longest_sequence(base, tokenizer))
+    if earlier is not None:
+        data.summary["reasons"] = earlier.reasons
 
-    run.record("stage", name="model")
+    enter(run, "model", earlier)
     setup = set_up(recipe, run, data, base, tokenizer)
-    if checkpoint is None and recipe.train.learning_rate == "auto":
+    run.record("note", message="tokens taken from the cache" if setup.tokens.cached else "texts tokenised")
+    if recipe.train.learning_rate == "auto":
         _find_learning_rate(recipe, run, data, setup)
-    resolved = _resolve(recipe, data, setup, run)
+    resolved = _resolve(recipe, data, setup)
     setup.fingerprint = fingerprint(resolved, data, setup)
-    if checkpoint is not None and not force:
-        require_same(checkpoint, setup.fingerprint)
-    run.update(task=data.task.name, fingerprint=setup.fingerprint)
+    if earlier is not None and earlier.conditions is not None:
+        require_same(earlier.conditions, setup.fingerprint)
 
-    run.record("stage", name="baselines")
+    enter(run, "baselines", earlier)
+    run.update(task=data.task.name, fingerprint=setup.fingerprint)
+    if earlier is None or flatten(resolved) != flatten(recipe):
+        _save_recipe(resolved, run, setup)
     baselines = fit_baselines(resolved, run, data, setup)
 
-    run.record("stage", name="training")
-    fitted = fit(resolved, run, data, setup, checkpoint)
+    enter(run, "training", earlier)
+    fitted = fit(resolved, run, data, setup, earlier.checkpoint if earlier else None)
 
-    run.record("stage", name="evaluation")
+    enter(run, "evaluation", earlier)
     verdict = compare(resolved, run, data, setup, baselines, fitted)
 
-    run.record("stage", name="saving")
+    enter(run, "saving", earlier)
     finish(resolved, run, data, setup, fitted)
     run.record("verdict", conclusion=verdict["conclusion"], better=verdict["better"])
 
@@ -114,27 +127,32 @@ def name_of(recipe: Recipe) -> str:
     return Path(first).name.split(".")[0]
 
 
-def _resolve(recipe: Recipe, data: Prepared, setup: Setup, run: Run) -> Recipe:
-    """Write every inferred value into the recipe, with its reason, and save it; it reruns this very run."""
+def _resolve(recipe: Recipe, data: Prepared, setup: Setup) -> Recipe:
+    """Return the recipe with every inferred value in it; it reruns this very run."""
     columns = data.summary["columns"]
-    values = {
+    values: dict[str, Any] = {
         "task": data.task.name,
         **{f"data.{name}": columns[name] for name in ("text", "text_pair", "label", "group", "split") if columns[name]},
         "data.max_length": setup.max_length,
         "evaluate.metric": setup.metric,
-        "train.micro_batch_size": setup.micro_batch_size,
     }
     if recipe.method.name != "features":
-        values["train.learning_rate"] = setup.learning_rate
+        values |= {"train.learning_rate": setup.learning_rate, "train.micro_batch_size": setup.micro_batch_size}
+        values |= {"train.epochs": setup.epochs, "train.evaluations": setup.evaluations}
     separator = data.task.state.get("options", {}).get("separator")
     if data.task.name == "multi-label" and separator:
         values["data.separator"] = separator
-    resolved = replace(recipe, values)
+    return replace(recipe, values)
+
+
+def _save_recipe(resolved: Recipe, run: Run, setup: Setup) -> None:
+    """Save the resolved recipe with the reason for every inferred value."""
     header = f"The resolved recipe of {run.folder.name}. Run it again with: finesmith tune recipe.yaml --out FOLDER"
     why = {key: f"inferred: {reason}" for key, reason in setup.why.items()}
-    elsewhere = replace(with_absolute_paths(resolved), {"output.dir": None})
-    run.write_text("recipe.yaml", to_yaml(elsewhere, comments=why, header=header))
-    return resolved
+    run.write_text(
+        "recipe.yaml",
+        to_yaml(replace(with_absolute_paths(resolved), {"output.dir": None}), comments=why, header=header),
+    )
 
 
 def _find_learning_rate(recipe: Recipe, run: Run, data: Prepared, setup: Setup) -> None:
