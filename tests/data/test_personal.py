@@ -230,3 +230,17 @@ def test_a_hundred_thousand_rows_take_seconds(shared: Path) -> None:
     began = time.process_time()
     find_many(texts)
     assert (time.process_time() - began) / len(texts) * 100_000 < 20
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "odds ratio 1.02 (95%CI = 1.000-1.008)",
+        "a median of 120 (47-194) days",
+        "the volume was 0.35 (0.25-0.46) L/kg",
+        "2168 (293) in one group and 2073 (284) in the other",
+        "between 01.04.2000-31.12.2000",
+    ],
+)
+def test_figures_of_a_study_are_no_telephone_numbers(text: str) -> None:
+    assert [span for span in find(text) if span.kind == "phone"] == []

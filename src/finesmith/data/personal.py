@@ -203,9 +203,14 @@ def _phone(seen: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     said = PHONE_WORD.search(seen, max(0, start - 30), start) is not None
     for first, last in _windows(seen, start, end):
         whole = (first, last) == (start, end)
-        if (whole or said or seen[first] in "+(0") and _is_phone(seen[first:last], said):
+        decimals = seen[max(0, first - 2) : first].strip("0123456789") == "." and not said
+        if not decimals and (whole or said or seen[first] in "+(0") and _is_phone(seen[first:last], said):
             yield first, stop if last == end else last
             return
+
+
+# Figures as studies write them: 1.000-1.008, 0.35 (0.25-0.46), 120 (47-194), 2168 (293).
+STATISTIC = re.compile(r"\d\.\d[^+]*[-–(]|[-–(][^+]*\d\.\d|^\d{1,4}\s*\(\d{1,3}(?:\s*[-–]\s*\d{1,3})?\)?$")
 
 
 @lru_cache(maxsize=65536)
@@ -217,6 +222,8 @@ def _is_phone(raw: str, said: bool) -> bool:
     if raw[0] == "+" or digits.startswith("00"):
         return _possible("+" + digits.removeprefix("00").removeprefix("0"))
     if len(digits) > 12 and not said:
+        return False
+    if not said and STATISTIC.search(raw):
         return False
     between = set(re.sub(r"\d", "", raw))
     if "/" in between and not (len(groups) == 2 and digits[0] == "0"):
