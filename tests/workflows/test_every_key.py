@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -393,30 +390,23 @@ def refusal(tree: Mapping[str, Any]) -> str:
     return ""
 
 
-def test_revision_of_a_hub_model_is_the_one_that_is_loaded(tmp_path: Path, tiny_model: Path) -> None:
+def test_revision_of_a_hub_model_is_the_one_that_is_loaded(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     other_weights(tiny_model, tmp_path / "other")
     hub = tmp_path / "hub" / "models--someone--tiny"
     for revision, commit, source in (("main", "a" * 40, tiny_model), ("v2", "b" * 40, tmp_path / "other")):
         shutil.copytree(source, hub / "snapshots" / commit)
         (hub / "refs").mkdir(exist_ok=True)
         (hub / "refs" / revision).write_text(commit)
-    write_csv(tmp_path / "d.csv", reviews(60))
-    tree = plan(tmp_path / "d.csv", "someone/tiny", tmp_path / "cache")
-    for out, values in (("main", {}), ("v2", {"model.revision": "v2"})):
-        (tmp_path / f"{out}.json").write_text(json.dumps(with_values(tree, values)))
-    script = """
-import json, sys
-from pathlib import Path
-from jobs import tuned
-for name in ("main", "v2"):
-    tuned(json.loads(Path(f"{name}.json").read_text()), Path(name))
-"""
-    paths = [Path(__file__).parent, Path(__file__).parent.parent]
-    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert {"model.json", WEIGHTS} <= set(differences(tmp_path / "main", tmp_path / "v2"))
+    tree = plan(write_csv(tmp_path / "d.csv", reviews(60)), "someone/tiny", tmp_path / "cache")
+    main, v2 = (tuned(with_values(tree, {"model.revision": name}), tmp_path / name) for name in ("main", "v2"))
+    assert {"model.json", WEIGHTS} <= set(differences(main, v2))
+    assert differences(main, tuned(tree, tmp_path / "unnamed")) == ["model.json", "model/finesmith.json"]
 
 
 def test_output_folder_and_cache_are_where_the_recipe_says(tmp_path: Path, tiny_model: Path) -> None:

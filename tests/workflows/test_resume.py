@@ -85,8 +85,10 @@ class Jobs:
 
     def close(self) -> None:
         assert self.server.stdin is not None
+        assert self.server.stdout is not None
         self.server.stdin.close()
         self.server.wait(timeout=30)
+        self.server.stdout.close()
 
     def tree(self, method: str, **values: Any) -> dict[str, Any]:
         tree = with_values(plan(self.data, self.model, self.folder / "cache"), METHODS[method])

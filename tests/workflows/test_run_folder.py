@@ -223,3 +223,16 @@ def test_every_json_file_is_valid_json_without_nan(runs: Runs) -> None:
 
     for path in runs["full"].rglob("*.json"):
         json.loads(path.read_text("utf-8"), parse_constant=refuse)
+
+
+def test_advice_puts_back_what_it_leaves_without_effect() -> None:
+    """Advice to leave LoRA was dropped when the recipe set options of the adapter."""
+    from finesmith.recipe import from_dict
+    from finesmith.workflows.compare import _changed
+
+    lora = from_dict({"data": {"train": "d.csv"}, "method": {"name": "lora", "lora": {"r": 4}}})
+    changed = _changed(lora, {"method.name": "full"})
+    assert changed is not None
+    assert flatten(changed) == flatten(from_dict({"data": {"train": "d.csv"}}))
+    given = from_dict({"data": {"train": "d.csv", "test": "t.csv"}})
+    assert _changed(given, {"data.test_fraction": 0.3}) is None, "advice that cannot be followed is not given"

@@ -78,6 +78,11 @@ def find(base: str, revision: str | None = None) -> Base:
         return _bundled()
     folder = Path(base).expanduser()
     if folder.is_dir():
+        if revision is not None:
+            raise ModelError(
+                f"model.revision is {revision!r}, but model.base {base!r} is a folder, which has no revisions; "
+                "leave model.revision out, or name a hub id"
+            )
         return _local(folder)
     if folder.is_file() or base.startswith((".", "/", "~")) or base.count("/") > 1:
         raise ModelError(

@@ -40,14 +40,33 @@ def _task(*names: str) -> Callable[[Recipe], bool]:
     return lambda recipe: recipe.task in names
 
 
+# A solved head takes no steps.
+_OF_STEPS = (
+    "train.learning_rate", "train.epochs", "train.batch_size", "train.micro_batch_size", "train.weight_decay",
+    "train.warmup", "train.schedule", "train.max_grad_norm", "train.evaluations", "guards.early_stopping",
+    "guards.patience", "model.dropout", "output.checkpoint_minutes", "output.keep_checkpoints",
+)  # fmt: skip
+
 _IDLE = (
+    *(_Idle(key, "method.name", _method("features"), "set method.name: full") for key in _OF_STEPS),
     _Idle("train.focal_gamma", "train.loss", lambda r: r.train.loss != "focal", "set train.loss: focal"),
     _Idle("method.lora", "method.name", lambda r: r.method.name != "lora", "set method.name: lora"),
     _Idle("method.layer_decay", "method.name", _method("features"), "set method.name: full"),
-    _Idle("method.freeze_layers", "method.name", _method("features"), "set method.name: full"),
+    _Idle("method.freeze_layers", "method.name", _method("features", "lora"), "set method.name: full"),
     _Idle("method.pooling", "method.name", lambda r: r.method.name != "features", "set method.name: features"),
     _Idle("model.revision", "model.base", lambda r: r.model.base == "default", "set model.base to a hub id"),
-    _Idle("guards.patience", "guards.early_stopping", lambda r: not r.guards.early_stopping, "turn early stopping on"),
+    _Idle(
+        "guards.patience",
+        "guards.early_stopping",
+        lambda r: not r.guards.early_stopping and r.method.name != "features",
+        "turn early stopping on",
+    ),
+    _Idle(
+        "data.split_seed",
+        "data.test",
+        lambda r: r.data.test is not None and r.data.validation is not None,
+        "split rows off by leaving data.test out",
+    ),
     _Idle("data.separator", "task", _task("classification", "regression"), "set task: multi-label"),
     _Idle("train.label_smoothing", "task", _task("regression"), "set task: classification"),
     _Idle("train.loss", "task", _task("regression"), "set task: classification"),

@@ -258,8 +258,8 @@ class Train(Section):
     batch_size: Count = Field(default=32, description="Examples per update.")
     micro_batch_size: Count | None = Field(
         default=None,
-        description="Examples in memory at once; null fits it to the memory. Changes speed and memory, not the result "
-        "beyond rounding.",
+        description="Examples in memory at once; null fits it to the memory. Changes speed and memory; the result only "
+        "by rounding and the random numbers of dropout.",
     )
     seed: Whole = Field(default=0, ge=0, lt=2**32, description="Seed of new weights, order and dropout.")
     weight_decay: Share = Field(

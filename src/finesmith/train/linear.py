@@ -50,7 +50,7 @@ def fit_linear(
 
     x = features.double()
     centre = x.mean(0) if bias else torch.zeros(x.shape[1], dtype=torch.float64)
-    spread = x.std(0, unbiased=False).clamp_min(1e-6) if len(x) > 1 else torch.ones_like(centre)
+    spread = _spread(x)
     scaled = (x - centre) / spread
     held = ((validation[0].double() - centre) / spread, validation[1])
     theta = torch.zeros(outputs, x.shape[1] + 1, dtype=torch.float64).numpy().ravel()
@@ -67,6 +67,17 @@ def fit_linear(
     w, b = _split(torch.from_numpy(best[2]), outputs, bias)
     weight = w / spread
     return LinearHead(weight, b - weight @ centre, best[1], losses)
+
+
+def _spread(x: torch.Tensor) -> torch.Tensor:
+    """Return each feature's standard deviation, [D], none below a tenth of the typical one.
+
+    A feature that hardly varies would else get weights so large that the body's first steps, which move it, throw the
+    logits about.
+    """
+    variance = x.var(0, unbiased=False)
+    typical = variance.mean().sqrt()
+    return variance.sqrt().clamp_min(max(0.1 * float(typical), 1e-6))
 
 
 def _split(theta: torch.Tensor, outputs: int, bias: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -156,20 +156,16 @@ def _write_next(
 ) -> None:
     """Write what to try next, and the first of it as a recipe that runs."""
     from finesmith.evaluate.advice import advise
-    from finesmith.recipe import replace, to_yaml, with_absolute_paths
+    from finesmith.recipe import to_yaml, with_absolute_paths
 
     advice = advise(_evidence(recipe, data, setup, baselines, fitted, verdict, scores))
     runnable: list[Advice] = []
     recipes = []
     for one in advice:
-        changes = dict(one.changes)
-        if changes.get("method.name", "lora") != "lora" and recipe.method.name == "lora":
-            changes["method.lora"] = {}
-        try:
-            recipes.append(replace(recipe, {**changes, "output.dir": None, "train.micro_batch_size": None}))
-        except RecipeError:
-            continue
-        runnable.append(one)
+        changed = _changed(recipe, one.changes)
+        if changed is not None:
+            recipes.append(changed)
+            runnable.append(one)
     run.write_json(
         "next.json",
         {"advice": [{"change": _setting(one.changes), "changes": one.changes, "why": one.why} for one in runnable]},
@@ -178,6 +174,24 @@ def _write_next(
         header = f"What to try next after {run.folder.name}: {runnable[0].why}"
         comments = dict.fromkeys(runnable[0].changes, "changed")
         run.write_text("next-recipe.yaml", to_yaml(with_absolute_paths(recipes[0]), comments=comments, header=header))
+
+
+def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe | None:
+    """Return the recipe with `changes`; what they leave without effect goes back to its default. None: not a recipe."""
+    from finesmith.recipe import from_dict, replace
+    from finesmith.recipe.conflicts import value_of
+
+    values = {**changes, "output.dir": None, "train.micro_batch_size": None}
+    try:
+        return replace(recipe, values)
+    except RecipeError as error:
+        defaults = from_dict({"data": {"train": "?"}})
+        idle = [problem.key for problem in error.problems if problem.key not in changes]
+        values |= {key: value_of(defaults, key) for key in idle}
+    try:
+        return replace(recipe, values)
+    except RecipeError:
+        return None
 
 
 def _setting(changes: Mapping[str, Any]) -> str:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from finesmith.workflows.setup import Setup
 
 
+# Penalties for a head that is tuned on: stronger than for one that stays, so that dropout does not throw its logits about.
+HEAD_L2 = (1e-2, 1e-1, 1.0)
+
+
 @dataclass(slots=True)
 class Fitted:
     """A tuned predictor and what happened: evaluations in order, the best step, and how long it took."""
@@ -405,6 +409,7 @@ def solve_head(run: Run, data: Prepared, setup: Setup) -> None:
         outputs=task.head.outputs,
         validation=(parts["validation"], task.tensor(data.targets["validation"])),
         bias=last.bias is not None,
+        l2_grid=HEAD_L2,
     )
     with torch.no_grad():
         last.weight.copy_(head.weight)

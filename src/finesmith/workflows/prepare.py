@@ -228,8 +228,10 @@ def _lengths(
     import numpy as np
 
     from finesmith.data.tokens import tokenize
+    from finesmith.workflows.setup import cache_folder
 
-    lengths = tokenize(examples.texts, examples.pairs, tokenizer, max_length=None, cache=None).original_lengths
+    cache = cache_folder(recipe)
+    lengths = tokenize(examples.texts, examples.pairs, tokenizer, max_length=None, cache=cache).original_lengths
     if recipe.data.max_length is not None:
         if recipe.data.max_length > longest:
             raise DataError(
