@@ -290,7 +290,7 @@ def test_every_task_and_method_goes_from_file_to_predictions(
     file, run = write_task(kind, tmp_path), tmp_path / "run"
     said = finesmith(
         "tune", file, "--model", tiny_model, "--out", run, "-q",
-        "--set", f"method.name={method}", "--set", "train.epochs=1",
+        "--set", f"method.name={method}", *(() if method == "features" else ("--set", "train.epochs=1")),
     )  # fmt: skip
     assert said.status == 0, said.err
     assert said.err == "", "warnings of other libraries are not the user's business"

@@ -118,3 +118,13 @@ def test_constant_features_and_float32_are_borne() -> None:
     smaller = fit(np.delete(x, 2, axis=1), y, cross_entropy, 2, [0.1])
     found = [h.logits(torch.from_numpy(v)).numpy() for h, v in ((head, x), (smaller, np.delete(x, 2, axis=1)))]
     assert np.abs(softmax(found[0], axis=1) - softmax(found[1], axis=1)).max() < 1e-4
+
+
+def test_a_feature_that_hardly_varies_gets_no_huge_weight_where_that_is_bounded() -> None:
+    x = np.random.default_rng(0).normal(size=(N, D))
+    x[:, 3] *= 1e-4
+    y = (x[:, 3] > 0).astype(np.int64)
+    free = fit(x, y, cross_entropy, 2, [1e-2])
+    bounded = fit(x, y, cross_entropy, 2, [1e-2], least_spread=0.3)
+    assert float(free.weight.abs().max()) > 1e3
+    assert float(bounded.weight.abs().max()) < 10

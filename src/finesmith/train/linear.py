@@ -40,17 +40,19 @@ def fit_linear(
     validation: tuple[torch.Tensor, torch.Tensor],
     bias: bool = True,
     l2_grid: Sequence[float] = L2_GRID,
+    least_spread: float = 0.0,
 ) -> LinearHead:
     """Minimise mean loss + l2/2 |W|^2 over standardised features by L-BFGS, for each l2; keep the best on validation.
 
     features: [N, D]; targets: what `loss_sum(logits [N, C], targets)` takes. The features are scaled to unit variance
-    inside and the scaling is folded into the returned head. Without `bias` they are scaled but not centred.
+    inside and the scaling is folded into the returned head. Without `bias` they are scaled but not centred. A feature
+    that varies less than `least_spread` of the typical one counts as varying so much, which bounds its weights.
     """
     import torch
 
     x = features.double()
     centre = x.mean(0) if bias else torch.zeros(x.shape[1], dtype=torch.float64)
-    spread = _spread(x)
+    spread = _spread(x, least_spread)
     scaled = (x - centre) / spread
     held = ((validation[0].double() - centre) / spread, validation[1])
     theta = torch.zeros(outputs, x.shape[1] + 1, dtype=torch.float64).numpy().ravel()
@@ -69,15 +71,10 @@ def fit_linear(
     return LinearHead(weight, b - weight @ centre, best[1], losses)
 
 
-def _spread(x: torch.Tensor) -> torch.Tensor:
-    """Return each feature's standard deviation, [D], none below a tenth of the typical one.
-
-    A feature that hardly varies would else get weights so large that the body's first steps, which move it, throw the
-    logits about.
-    """
+def _spread(x: torch.Tensor, least: float) -> torch.Tensor:
+    """Return each feature's standard deviation, [D], none below `least` times their root mean square."""
     variance = x.var(0, unbiased=False)
-    typical = variance.mean().sqrt()
-    return variance.sqrt().clamp_min(max(0.1 * float(typical), 1e-6))
+    return variance.sqrt().clamp_min(max(least * float(variance.mean().sqrt()), 1e-6))
 
 
 def _split(theta: torch.Tensor, outputs: int, bias: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from finesmith.workflows.setup import Setup
 
 
-# Penalties for a head that is tuned on: stronger than for one that stays, so that dropout does not throw its logits about.
+# For a head that is tuned on: weights so small that dropout and the first steps do not throw its logits about.
 HEAD_L2 = (1e-2, 1e-1, 1.0)
+HEAD_SPREAD = 0.3
 
 
 @dataclass(slots=True)
@@ -410,6 +411,7 @@ def solve_head(run: Run, data: Prepared, setup: Setup) -> None:
         validation=(parts["validation"], task.tensor(data.targets["validation"])),
         bias=last.bias is not None,
         l2_grid=HEAD_L2,
+        least_spread=HEAD_SPREAD,
     )
     with torch.no_grad():
         last.weight.copy_(head.weight)
