@@ -266,10 +266,12 @@ def measure(rows: Planted, own: dict[str, Finding]) -> dict[str, dict[str, Any]]
         if name == "personal_data":
             others -= rows.truth["personal_data"] | rows.truth["personal names"]
         others -= checked
-        hit = truth & flagged
+        # An edit of punctuation or case alone leaves an exact copy, which the audit names as such.
+        caught = flagged | set(found["leakage"].ids) if kind == "near_leakage" and "leakage" in found else flagged
+        hit = truth & caught
         by_group: dict[str, list[int]] = {}
         for row in truth:
-            by_group.setdefault(rows.group[row], []).append(row in flagged)
+            by_group.setdefault(rows.group[row], []).append(row in caught)
         table[kind] = {
             "planted": len(truth),
             "found": len(hit),
@@ -280,7 +282,7 @@ def measure(rows: Planted, own: dict[str, Finding]) -> dict[str, dict[str, Any]]
             "own": len(own_faults),
             "verified": len(checked),
             "false": sorted(others),
-            "missed": sorted(truth - flagged),
+            "missed": sorted(truth - caught),
             "groups": {group: [sum(hits), len(hits)] for group, hits in sorted(by_group.items())},
         }
     return table

@@ -22,7 +22,10 @@ import finesmith
 SHARED = Path(os.environ.get("FINESMITH_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 DATA = SHARED / "data"
 
+SAMPLE = Path(finesmith.__file__).parent / "samples" / "support_tickets.csv"
+
 SOURCES: dict[str, dict[str, Any]] = {
+    "support_tickets": {"data.train": str(SAMPLE), "data.group": "customer_id"},
     "film_reviews": {
         "data.train": str(DATA / "film_reviews/train.jsonl"),
         "data.validation": str(DATA / "film_reviews/validation.jsonl"),

@@ -31,14 +31,22 @@ class Scenario:
     classes: int = 2
     accuracy: float = 0.75
     rare: bool = False
+    constant: bool = False
 
     @property
     def kind(self) -> str:
-        return "number" if self.metric in ("rmse", "spearman") else "single"
+        return "number" if self.metric in ("rmse", "r2", "spearman") else "single"
+
+    def __str__(self) -> str:
+        rival = "constant" if self.constant else "model"
+        return f"{self.metric:10} {self.rows:4} {self.alike:5} {self.classes:7} {rival:8}"
 
 
 def draw(scenario: Scenario, rng: np.random.Generator, edge: float = 0.0, rows: int | None = None) -> tuple[Any, ...]:
-    """Return (targets, tuned, baseline) of one run; with probability `edge` the tuned model mends an own mistake."""
+    """Return (targets, tuned, baseline) of one run; with probability `edge` the tuned model mends an own mistake.
+
+    A constant baseline is the mean, or the commonest class: it shares no answers.
+    """
     n = rows or scenario.rows
     alike = rng.random(n) < scenario.alike
     if scenario.kind == "number":
@@ -46,7 +54,8 @@ def draw(scenario: Scenario, rng: np.random.Generator, edge: float = 0.0, rows: 
         shared, own, other = rng.standard_t(8, size=(3, n))
         common = np.sqrt(scenario.alike) * shared
         rest = np.sqrt(1 - scenario.alike)
-        return targets, targets + common + (1 - edge) * rest * own, targets + common + rest * other
+        baseline = np.zeros(n) if scenario.constant else targets + common + rest * other
+        return targets, targets + common + (1 - edge) * rest * own, baseline
     prior = np.ones(scenario.classes)
     prior[0] = 6.0 if scenario.rare else 1.0
     prior /= prior.sum()
@@ -60,7 +69,8 @@ def draw(scenario: Scenario, rng: np.random.Generator, edge: float = 0.0, rows: 
 
     both = answers(0.0)
     eye = np.eye(scenario.classes) * 0.8 + 0.2 / scenario.classes
-    return targets, eye[np.where(alike, both, answers(edge))], eye[np.where(alike, both, answers(0.0))]
+    tuned, other = (np.where(alike, both, own) for own in (answers(edge), answers(0.0)))
+    return targets, eye[tuned], np.tile(prior, (n, 1)) if scenario.constant else eye[other]
 
 
 def verdict(scenario: Scenario, seed: int, edge: float = 0.0, resamples: int = 1000) -> Any:
@@ -131,6 +141,11 @@ POWERED = [
     Scenario("macro_f1", 2000, 0.7, 8, 0.7),
     Scenario("rmse", 60, 0.3),
     Scenario("rmse", 2000, 0.7),
+    Scenario("macro_f1", 60, 0.0, 2, 0.8, rare=True, constant=True),
+    Scenario("macro_f1", 300, 0.0, 2, 0.7, rare=True, constant=True),
+    Scenario("mcc", 150, 0.0, 2, 0.7, rare=True, constant=True),
+    Scenario("rmse", 60, 0.0, constant=True),
+    Scenario("r2", 60, 0.0, constant=True),
 ]
 
 
@@ -140,26 +155,24 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=1000)
     options = parser.parse_args()
     started = time.perf_counter()
-    print(f"A/A: {options.runs} runs a line\n{'metric':10} rows alike classes  better   worse")
+    print(f"A/A: {options.runs} runs a line\n{'metric':10} rows alike classes rival     better   worse")
     equal = []
     for scenario in EQUAL:
         runs = [verdict(scenario, seed, 0.0, options.resamples) for seed in range(options.runs)]
         better = float(np.mean([run.better for run in runs]))
         significant = float(np.mean([run.comparison.p_value < 0.05 for run in runs]))
         equal.append((better, significant))
-        line = f"{scenario.metric:10} {scenario.rows:4} {scenario.alike:5} {scenario.classes:7}"
-        print(f"{line} {better:7.3f} {significant - better:7.3f}", flush=True)
-    print(f"\nPower at the stated gain\n{'metric':10} rows alike classes    gain  better")
+        print(f"{scenario} {better:7.3f} {significant - better:7.3f}", flush=True)
+    print(f"\nPower at the stated gain\n{'metric':10} rows alike classes rival       gain  better")
     powers = []
     for scenario in POWERED:
         edge = matching_edge(scenario)
-        line = f"{scenario.metric:10} {scenario.rows:4} {scenario.alike:5} {scenario.classes:7}"
         if edge is None:
-            print(f"{line}  no edge reaches the stated gain")
+            print(f"{scenario}  no edge reaches the stated gain")
             continue
         runs = [verdict(scenario, seed, edge, options.resamples) for seed in range(options.runs)]
         powers.append(float(np.mean([run.better for run in runs])))
-        print(f"{line} {true_gain(scenario, edge):7.3f} {powers[-1]:7.3f}", flush=True)
+        print(f"{scenario} {true_gain(scenario, edge):7.3f} {powers[-1]:7.3f}", flush=True)
     result = {
         "runs": options.runs,
         "equal_better_mean": round(float(np.mean([b for b, _ in equal])), 4),

@@ -60,9 +60,12 @@ class TunedRun:
         """
         if isinstance(texts, str):
             raise TypeError("predict takes a list of texts; got one string: write run.predict([text])")
-        for position, text in enumerate([*texts, *(pairs or ())]):
-            if not isinstance(text, str):
-                raise TypeError(f"predict takes texts; number {position % len(texts)} is a {type(text).__name__}")
+        if pairs is not None and len(pairs) != len(texts):
+            raise TypeError(f"predict takes a pair for each text; got {len(texts)} texts and {len(pairs)} pairs")
+        for column in (texts, pairs or ()):
+            for position, text in enumerate(column):
+                if not isinstance(text, str):
+                    raise TypeError(f"predict takes texts; number {position} is a {type(text).__name__}")
         if not texts:
             return []
         columns = self.model.task.columns(self.model.outputs(list(texts), None if pairs is None else list(pairs)))

@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finesmith.data.audit import CHECKS, apply, audit
-from finesmith.data.audit_rows import answer, excerpt, is_blank
+from finesmith.data.audit_rows import Kind, answer, excerpt, is_blank
 from finesmith.data.near_duplicates import cluster
-from finesmith.data.split import Kind
 from finesmith.errors import DataError
 from finesmith.recipe.schema import Audit
 from finesmith.types import Examples, Finding
@@ -133,6 +132,40 @@ def test_leaks_are_dropped_from_train_and_never_from_test() -> None:
     assert apply(list(both.values()), examples).keep.tolist()[:5] == [False, True, False, True, False]
 
 
+def test_groups_that_straddle_given_splits_are_named() -> None:
+    splits = ["train", "train", "validation", "test", "train", "validation"]
+    groups = ["ann", "bob", "bob", "ann", "cy", "ann"]
+    plain = rows(REVIEWS, ["good", "bad"] * 3)
+    examples = Examples(plain.ids, plain.texts, None, plain.labels, groups)
+    found = look(examples, splits=splits)["group_leakage"]
+    assert (found.ids, found.severity, found.action) == ((100, 101, 105), "error", "keep")
+    assert found.details["ways"] == {"train to test": 1, "train to validation": 1, "validation to test": 1}
+    assert found.details["groups"] == 2
+    assert found.message.startswith("3 rows share a group with held-out rows: 1 from train to test")
+    assert found.message.endswith("(2 groups: ann, bob)")
+    assert found.examples[0]["group"] == "ann"
+    assert found.examples[0]["held_out_in"] == "test"
+    dropped = look(examples, splits=splits, actions={"group_leakage": "drop"})["group_leakage"]
+    assert apply([dropped], examples).keep.tolist() == [False, False, True, True, True, False]
+    assert "group_leakage" not in look(examples)
+    assert "group_leakage" not in look(plain, splits=splits)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["train", "validation", "test"]), st.sampled_from("abcd")), max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_group_leaks_agree_with_every_pair_of_rows(table: list[tuple[str, str]]) -> None:
+    order = ["train", "validation", "test"]
+    plain = rows([f"{REVIEWS[row % 6]} {row}" for row in range(len(table))])
+    examples = Examples(plain.ids, plain.texts, None, None, [group for _, group in table])
+    found = look(examples, splits=[split for split, _ in table])
+    expected = {
+        100 + row
+        for row, (split, group) in enumerate(table)
+        if any(group == other and order.index(later) > order.index(split) for later, other in table)
+    }
+    assert set(found["group_leakage"].ids if "group_leakage" in found else ()) == expected
+
+
 @pytest.mark.parametrize("label", [None, float("nan"), "", "  "])
 def test_missing_labels(label: object) -> None:
     assert look(rows(REVIEWS, ["good", "bad", "good", "bad", "good", label]))["missing_labels"].ids == (105,)
@@ -142,6 +175,14 @@ def test_a_rating_that_is_no_number_is_missing() -> None:
     found = look(rows(REVIEWS, ["1", 2, 3.5, "four", float("inf"), None]), kind="number")["missing_labels"]
     assert found.ids == (103, 104, 105)
     assert found.details["not_a_number"] == 1
+    assert found.examples[0]["label"] == "four"
+
+
+@pytest.mark.parametrize(("wrong", "severity"), [(1, "warning"), (2, "error")])
+def test_many_ratings_that_are_no_numbers_are_an_error(wrong: int, severity: str) -> None:
+    labels = [*["many"] * wrong, *range(20), *[None] * 10]
+    found = look(rows(many(len(labels)), labels), kind="number")["missing_labels"]
+    assert (found.severity, found.details["not_a_number"]) == (severity, wrong)
 
 
 def test_a_list_without_labels_is_not_missing() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from finesmith.errors import DataError
 from finesmith.evaluate.baselines import majority, tfidf_linear
+from finesmith.evaluate.metrics import measure
 
 GOOD = ["a good film", "really good acting", "good and warm", "lovely good fun"]
 BAD = ["a bad film", "really bad acting", "bad and cold", "dreary bad mess"]
@@ -21,6 +22,17 @@ def test_majority_predicts_frequencies_and_medians() -> None:
     labels = np.array([[True, False], [True, True], [False, False], [True, False]])
     np.testing.assert_allclose(majority(labels, 1, "multi"), [[0.75, 0.25]])
     np.testing.assert_allclose(majority(np.array([1.0, 2.0, 9.0]), 2, "number"), [2.0, 2.0])
+
+
+@pytest.mark.parametrize(("metric", "constant"), [("rmse", 4.0), ("r2", 4.0), ("mae", 2.0), ("spearman", 2.0)])
+def test_the_constant_is_the_one_that_the_metric_rewards(metric: str, constant: float) -> None:
+    targets = np.array([1.0, 2.0, 9.0])
+    np.testing.assert_allclose(majority(targets, 2, "number", metric=metric), [constant] * 2)
+    if metric in ("rmse", "mae"):
+        losses = [measure("number", targets, np.full(3, guess))[metric] for guess in (constant, 1.5, 3.0, 5.0)]
+        assert losses[0] == min(losses)
+    with pytest.raises(ValueError, match="no metric 'accuracy' for such predictions; choose one of rmse, mae"):
+        majority(targets, 2, "number", metric="accuracy")
 
 
 def test_probabilities_keep_the_column_of_a_class_that_training_lacks() -> None:
@@ -60,6 +72,44 @@ def test_numbers_stay_within_the_training_range_and_validation_picks_the_penalty
     tried = {row["penalty"]: row["rmse"] for row in result.details["tried"]}
     assert result.details["penalty"] == min(tried, key=tried.__getitem__)
     assert result.name == "TF-IDF + ridge regression"
+
+
+def rare(rows: int, seed: int) -> tuple[tuple[list[str], None], np.ndarray]:
+    """Return texts of which 8 percent are positive, told by words that negatives hold too, less often."""
+    rng = np.random.default_rng(seed)
+    targets = (rng.random(rows) < 0.08).astype(int)
+    words = [
+        rng.choice(["plain", "usual", "clause", "sharp"], 6, p=[0.3, 0.3, 0.3 - 0.2 * y, 0.1 + 0.2 * y])
+        for y in targets
+    ]
+    return ([" ".join(row) for row in words], None), targets
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "log_loss"])
+def test_the_penalty_is_the_best_by_the_metric_asked_for(metric: str) -> None:
+    (train, targets), (held, answers) = rare(400, 0), rare(300, 1)
+    result = tfidf_linear(train, targets, {"t": held}, "single", classes=2, validation=(held, answers), metric=metric)
+    tried = {row["penalty"]: row[metric] * (-1 if metric == "log_loss" else 1) for row in result.details["tried"]}
+    assert len(tried) == 3
+    assert result.details["penalty"] == max(tried, key=tried.__getitem__)
+    with pytest.raises(ValueError, match="choose one of accuracy, macro_f1"):
+        tfidf_linear(train, targets, {}, "single", classes=2, metric="rmse")
+
+
+def test_balanced_rows_find_the_rare_class() -> None:
+    (train, targets), (test, truth) = rare(400, 0), rare(400, 2)
+    recalls = []
+    for balanced in (False, True):
+        found = tfidf_linear(train, targets, {"t": test}, "single", classes=2, balanced=balanced)
+        answers = found.predictions["t"].argmax(axis=1)
+        recalls.append(answers[truth == 1].mean())
+        assert found.details["balanced"] is balanced
+    assert recalls[1] > recalls[0] + 0.1
+    labels = np.column_stack([targets == 1, targets == 0])
+    tables = [tfidf_linear(train, labels, {"t": test}, "multi", balanced=b).predictions["t"] for b in (False, True)]
+    assert (tables[1][:, 0] > tables[0][:, 0]).mean() > 0.95
+    with pytest.raises(ValueError, match="numbers have no classes"):
+        tfidf_linear(train, targets * 1.0, {}, "number", balanced=True)
 
 
 def test_pairs_learn_from_what_both_texts_share() -> None:

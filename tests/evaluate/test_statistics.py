@@ -108,10 +108,12 @@ def test_rows_of_one_group_count_as_one() -> None:
         assert fivefold[name].high == pytest.approx(score.high)
     rng = np.random.default_rng(0)
     differences = rng.normal(0.1, 1, 150)
-    repeated = s.paired_bootstrap(np.tile(differences, 5), groups * 5)
-    assert repeated == pytest.approx(s.paired_bootstrap(differences))
+    other = differences * rng.uniform(0.5, 1.0, 150)
+    assert s.sign_flip(np.tile(differences, 5), groups * 5) == s.sign_flip(differences)
+    repeated = s.smallest_by_other_test(np.tile(differences, 5), np.tile(other, 5), groups * 5)
+    assert repeated == pytest.approx(s.smallest_by_other_test(differences, other))
     with pytest.raises(ValueError, match="groups"):
-        s.paired_bootstrap(differences, groups[:-1])
+        s.sign_flip(differences, groups[:-1])
 
 
 def test_a_hundred_thousand_rows_take_seconds() -> None:
@@ -167,10 +169,33 @@ def test_smallest_mean_difference_is_the_textbook_formula_for_many_rows() -> Non
     assert s.smallest_difference(differences) == pytest.approx(2.9141 * 0.5 / 20_000**0.5, rel=0.03)
 
 
+def test_smallest_by_another_test_is_in_the_unit_of_the_differences() -> None:
+    differences = np.random.default_rng(0).normal(0.02, 0.5, 20_000)
+    alone = s.smallest_by_other_test(differences, differences)
+    assert alone == pytest.approx(2.9141 * 0.5 / 20_000**0.5, rel=0.03)
+    assert s.smallest_by_other_test(differences, 0.4 * differences) == pytest.approx(alone)
+
+
+@pytest.mark.parametrize("gain", [0.05, 0.2, -0.1])
+def test_smallest_by_another_test_has_its_power_in_simulation(gain: float) -> None:
+    rng = np.random.default_rng(1)
+    values = rng.choice([1.0, -0.5, 0.0], size=4000, p=[0.1 + gain / 2, 0.25 - gain, 0.65 + gain / 2])
+    smallest = s.smallest_by_other_test(values[:200], values[:200])
+    assert smallest is not None
+    # The same answers with more of the good ones: a world whose true gain is the stated one.
+    rate = (smallest + 0.5 * 0.2) / 1.5
+    assert rate < 0.2
+    draws = rng.choice([1.0, -0.5, 0.0], size=(2000, 200), p=[rate, 0.2 - rate, 0.8])
+    shown = draws.sum(axis=1) > 1.96 * np.sqrt((draws**2).sum(axis=1))
+    assert 0.7 < shown.mean() < 0.93
+
+
 def test_too_few_rows_can_show_nothing() -> None:
     assert s.smallest_share_difference(5, 0.2) is None
     assert s.smallest_difference(np.ones(5)) is None
     assert s.smallest_difference(np.zeros(500)) is None
+    assert s.smallest_by_other_test(np.ones(5), np.ones(5)) is None
+    assert s.smallest_by_other_test(np.ones(500), np.zeros(500)) is None
     assert s.smallest_share_difference(200, 0.0) == pytest.approx(8.2 / 200, rel=0.1)
 
 

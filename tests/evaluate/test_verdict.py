@@ -35,7 +35,11 @@ def test_of_200_equal_models_at_most_five_percent_are_called_better(bench: Modul
     assert np.mean([run.comparison.p_value < 0.05 for run in runs]) <= 0.08
 
 
-@pytest.mark.parametrize("choice", [0, 3, 6], ids=["accuracy 60", "macro_f1 100", "rmse 60"])
+@pytest.mark.parametrize(
+    "choice",
+    [0, 3, 6, 8, 10, 11],
+    ids=["accuracy 60", "macro_f1 100", "rmse 60", "macro_f1 60 constant", "mcc 150 constant", "rmse 60 constant"],
+)
 def test_a_true_gain_of_the_stated_size_is_called_better(bench: ModuleType, choice: int) -> None:
     scenario = bench.POWERED[choice]
     edge = bench.matching_edge(scenario)
@@ -138,6 +142,42 @@ def test_sentences() -> None:
     assert money.endswith("a gain of 4,000 or more; TF-IDF is 3.5 times cheaper.")
     assert "p = 0.04990)" in sentence(0.03, 0.001, 0.06, 0.0499, 0.04)
     assert "cheaper" not in sentence(0.0, -0.01, 0.01, 0.9, 0.03, tuned_seconds=1.0)
+
+
+def test_an_interval_without_0_is_not_passed_over_and_no_limit_is_claimed_that_the_gain_exceeds() -> None:
+    told = sentence(0.286, 0.125, 0.461, 0.262, 0.254, metric="macro_f1", base=0.45, seconds=None)
+    assert told == (
+        "No difference shown: macro-F1 0.736 against 0.450 for TF-IDF on 1,066 unseen examples (gain 0.286, 95 % "
+        "interval 0.125 to 0.461, p = 0.262); the interval excludes 0, but the stricter paired test does not reject "
+        "(p = 0.262); this test set shows a true difference of 0.254 about four times in five, yet did not show this "
+        "larger one: more test examples are needed to tell."
+    )
+    inside = sentence(0.2, 0.01, 0.4, 0.1, 0.3)
+    assert "the interval excludes 0, but the stricter paired test does not reject (p = 0.100)" in inside
+    assert "could only have shown a gain of 0.300 or more" in inside
+    negligible = sentence(-0.01, -0.019, -0.001, 0.06, 0.03)
+    assert negligible.startswith("Fine-tuning did not help")
+    assert negligible.endswith("the interval excludes 0, but the stricter paired test does not reject (p = 0.060).")
+    assert "excludes" not in sentence(0.03, 0.001, 0.06, 0.01, 0.04)
+
+
+def test_a_gain_over_the_majority_is_not_said_to_be_showable_when_it_is_not(bench: ModuleType) -> None:
+    """Macro-F1 on 60 rows, 15 percent positive: the smallest gain came from the laxer of the two tests (0.23)."""
+    runs, higher = [], 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        targets = (rng.random(60) < 0.15).astype(int)
+        answers = np.where(rng.random(60) < 0.85, targets, 1 - targets)
+        run = judge(
+            task="t", kind="single", metric="macro_f1", targets=targets, tuned=np.eye(2)[answers] * 0.8 + 0.1,
+            baselines={"majority": np.tile([0.85, 0.15], (60, 1))}, against="majority", seed=seed, resamples=200,
+        )  # fmt: skip
+        runs.append(run)
+        higher += run.comparison.gain > run.comparison.smallest_detectable and not run.better
+    # The true gain, 0.31, is shown in about three runs of ten.
+    assert np.mean([run.better for run in runs]) < 0.5
+    assert np.mean([run.comparison.smallest_detectable for run in runs]) > 0.36
+    assert higher == 0
 
 
 def test_what_cannot_be_judged_is_refused_with_the_choices() -> None:

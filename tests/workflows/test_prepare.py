@@ -61,7 +61,7 @@ def check_counts(found: Prepared, folder: Path) -> dict[str, str]:
     for split in ("train", "validation"):
         assert len(found.targets[split]) == sizes[split] == summary["splits"][split]["rows"]  # type: ignore[index]
     assert found.test.size == sizes["test"]
-    if summary["labels"]:
+    if summary["task"] == "classification":
         for split, size in sizes.items():
             assert sum(summary["splits"][split]["labels"].values()) == size
     for split, at in found.positions.items():
@@ -172,6 +172,73 @@ def test_copies_between_given_splits_are_dropped_from_train(prepared: Any, tmp_p
     found, splits = prepared(train=train, test=test)
     assert split_of(splits, "train.csv")[95:] == ["dropped"] * 5
     assert {"stage": "dropped: leakage", "rows": -5} in found.summary["flow"]
+
+
+@pytest.mark.parametrize("action", ["keep", "drop"])
+def test_a_group_in_two_given_splits_is_told(action: str, prepared: Any, tmp_path: Path) -> None:
+    rows = [(t, y, f"c{i // 6}") for i, (t, y) in enumerate(ROWS)]
+    header = "text,label,customer"
+    train = str(write_csv(tmp_path / "train.csv", rows[:100], header))
+    test = str(write_csv(tmp_path / "test.csv", rows[100:], header))
+    found, splits = prepared(train=train, test=test, group="customer", audit={"group_leakage": action})
+    leak = next(one for one in found.findings if one.kind == "group_leakage")
+    assert (leak.ids, leak.severity) == ((96, 97, 98, 99), "error")
+    assert leak.details["ways"] == {"train to test": 4}
+    assert (set(split_of(splits, "train.csv")[96:]) == {"dropped"}) == (action == "drop")
+
+
+def test_the_audit_sees_labels_as_the_task_reads_them(prepared: Any, tmp_path: Path) -> None:
+    blanks = [(t, f"{y} " if i % 5 == 0 else y) for i, (t, y) in enumerate(ROWS)]
+    found, _ = prepared(train=str(write_csv(tmp_path / "a.csv", [*blanks, (ROWS[0][0], "neg")])))
+    kinds = {one.kind: one for one in found.findings}
+    assert "conflicting_labels" not in kinds
+    assert "imbalance" not in kinds
+    assert len(kinds["exact_duplicates"].ids) == 1
+    assert "one of 2 labels" in found.why["task"]
+
+
+def test_the_audit_sees_lists_of_labels(prepared: Any, tmp_path: Path) -> None:
+    draw = ["refund|card", "card|late", "late", "card", "refund | late", ""]
+    rows = [(t, draw[i % 6]) for i, (t, _) in enumerate(ROWS)]
+    file = str(write_csv(tmp_path / "m.csv", [*rows, (ROWS[0][0], "card|refund")]))
+    run, _ = prepared(train=file, task="multi-label", separator="|")
+    kinds = {one.kind: one for one in run.findings}
+    assert "conflicting_labels" not in kinds
+    assert len(kinds["exact_duplicates"].ids) == 1
+    assert "small_classes" not in kinds
+    assert run.task.head.labels == ("card", "late", "refund")
+
+
+def test_lists_in_brackets_are_labels(prepared: Any, tmp_path: Path) -> None:
+    draw = ["['card']", "\"['card', 'late']\"", "[]", "['late']"]
+    file = str(write_csv(tmp_path / "b.csv", [(t, draw[i % 4]) for i, (t, _) in enumerate(ROWS)]))
+    found, _ = prepared(train=file)
+    assert found.task.name == "multi-label"
+    assert found.task.head.labels == ("card", "late")
+    assert len(found.examples) == 120
+
+
+def test_decimal_commas_make_a_regression(prepared: Any, tmp_path: Path) -> None:
+    stars = ["1", "1,5", "2", "2,5"]
+    path = tmp_path / "r.csv"
+    path.write_text("\n".join(["text;rating", *(f"{t};{stars[i % 4]}" for i, (t, _) in enumerate(ROWS))]), "utf-8")
+    found, _ = prepared(train=str(path))
+    assert found.task.name == "regression"
+    assert set(found.targets["train"]) == {1.0, 1.5, 2.0, 2.5}
+    lists, _ = prepared("lists", train=str(path), separator=",", task="multi-label")
+    assert lists.task.head.labels == ("1", "2", "5")
+
+
+def test_numbers_that_cannot_be_read_are_refused_when_many(prepared: Any, tmp_path: Path) -> None:
+    rows = [(t, "n.a." if i % 5 < 2 else i % 7) for i, (t, _) in enumerate(ROWS)]
+    file = str(write_csv(tmp_path / "n.csv", rows))
+    with pytest.raises(
+        DataError, match=r"n.csv: 48 labels in column 'label' are not numbers, such as 'n\.a\.' at .*row 1"
+    ):
+        prepared(train=file, task="regression")
+    few = [(t, "n.a." if i < 4 else i % 7) for i, (t, _) in enumerate(ROWS)]
+    found, _ = prepared("few", train=str(write_csv(tmp_path / "few.csv", few)), task="regression")
+    assert len(found.examples) == 116
 
 
 def test_max_rows_counts_what_was_read(prepared: Any, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from finesmith.data import audit_copies, audit_labels, audit_text
-from finesmith.data.audit_rows import Rows, is_blank, look_at
+from finesmith.data.audit_rows import Kind, Rows, is_blank, look_at
 from finesmith.errors import DataError
 from finesmith.types import Action, Examples, Finding
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from finesmith.data.near_duplicates import Clusters
-    from finesmith.data.split import Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +36,7 @@ CHECKS: dict[str, Check] = {
     "missing_labels": Check(audit_labels.missing_labels, "drop", ("drop", "stop")),
     "leakage": Check(audit_copies.leakage, "drop", ("keep", "drop", "stop")),
     "near_leakage": Check(audit_copies.near_leakage, "keep", ("keep", "drop", "stop")),
+    "group_leakage": Check(audit_copies.group_leakage, "keep", ("keep", "drop", "stop")),
     "exact_duplicates": Check(audit_copies.exact_duplicates, "drop", ("keep", "drop", "stop")),
     "near_duplicates": Check(audit_copies.near_duplicates, "keep", ("keep", "drop", "stop")),
     "conflicting_labels": Check(audit_copies.conflicting_labels, "keep", ("keep", "drop", "stop")),

@@ -1,4 +1,4 @@
-"""Checks for copies: exact, near, under different labels, and across splits."""
+"""Checks for copies: exact, near, under different labels, and across splits; and for groups across splits."""
 
 from __future__ import annotations
 
@@ -157,4 +157,43 @@ def _leaked(rows: Rows, action: Action, kind: str) -> Finding | None:
         "stays and the scores may be too good",
         details={"ways": dict(sorted(ways.items()))},
         examples=excerpts(rows, affected, copy_of=copied, held_out_in=held),
+    )
+
+
+def group_leakage(rows: Rows, action: Action) -> Finding | None:
+    """Find rows of given train (and validation) splits whose group also stands in a later split.
+
+    Kept by default: a given split may mean to test on groups that are known.
+    """
+    groups = rows.examples.groups
+    if rows.splits is None or groups is None:
+        return None
+    later: dict[str, str] = {}
+    for split in ("validation", "test"):
+        later.update({group: split for group, name in zip(groups, rows.splits, strict=True) if name == split})
+    order = {"train": 0, "validation": 1, "test": 2}
+    affected = [row for row, name in enumerate(rows.splits) if order[later.get(groups[row], "train")] > order[name]]
+    if not affected:
+        return None
+    ways = Counter(f"{rows.splits[row]} to {later[groups[row]]}" for row in affected)
+    shared = Counter(groups[row] for row in affected)
+    named = ", ".join(excerpt(group, 40) for group, _ in shared.most_common(3))
+    return finding(
+        rows,
+        "group_leakage",
+        "error",
+        f"{row_count(len(affected))} share a group with held-out rows: "
+        + ", ".join(f"{number:,} from {way}" for way, number in sorted(ways.items()))
+        + f" ({len(shared):,} group{'s' if len(shared) > 1 else ''}: {named}{', …' if len(shared) > 3 else ''})",
+        affected,
+        action=action,
+        remedy="`data.audit.group_leakage: drop` drops them from the earlier split, never from test; with `keep` the "
+        "scores say nothing about new groups",
+        details={"ways": dict(sorted(ways.items())), "groups": len(shared), "largest": dict(shared.most_common(50))},
+        examples=excerpts(
+            rows,
+            affected,
+            group={row: excerpt(groups[row], 40) for row in affected[:100]},
+            held_out_in={row: later[groups[row]] for row in affected[:100]},
+        ),
     )

@@ -15,6 +15,8 @@ from finesmith.types import Action, Finding
 LOPSIDED = 3
 VERY_LOPSIDED = 10
 FEW_ROWS = 10
+UNREADABLE = 0.05
+"""Above this share of the labels that are written, those that are no numbers are not missing but wrong."""
 
 MARKER_ROWS = 20
 """A mark must stand in this many rows,"""
@@ -37,19 +39,20 @@ def missing_labels(rows: Rows, action: Action) -> Finding | None:
     found = [row for row, label in enumerate(rows.answers) if label is None]
     if not found:
         return None
-    unreadable = sum(1 for row in found if _is_written(rows.examples.labels[row]))
+    unreadable = [row for row in found if _is_written(rows.examples.labels[row])]
     message = f"{row_count(len(found))} ({share(len(found), len(rows))}) have no label"
     if unreadable:
-        message += f" that is a number ({unreadable:,} hold something else)"
+        message += f" that is a number ({len(unreadable):,} hold something else)"
     return finding(
         rows,
         "missing_labels",
-        "warning",
+        "error" if len(unreadable) > UNREADABLE * (len(rows) - len(found) + len(unreadable)) else "warning",
         message,
         found,
         action=action,
         remedy="fill them in; rows without a label cannot train or measure a model",
-        details={"not_a_number": unreadable},
+        details={"not_a_number": len(unreadable)},
+        examples=excerpts(rows, unreadable or found),
     )
 
 

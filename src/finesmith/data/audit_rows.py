@@ -7,14 +7,15 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from finesmith.data.near_duplicates import normalise
 from finesmith.types import Action, Examples, Finding, Severity
 
 if TYPE_CHECKING:
     from finesmith.data.near_duplicates import Clusters
-    from finesmith.data.split import Kind
+
+Kind = Literal["category", "number", "list"]
 
 EXCERPT = 160
 SHOWN = 5

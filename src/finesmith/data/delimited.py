@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from finesmith.data.cells import DECIMAL, decimal_commas
 from finesmith.errors import DataError
 
 if TYPE_CHECKING:
@@ -26,10 +27,6 @@ USUAL_NAMES = (
     | frozenset({"label", "labels", "category", "class", "target", "sentiment", "rating", "stars", "score", "intent"})
     | frozenset({"topic", "tag", "tags", "id", "date", "key", "split", "title", "name", "source", "url", "document"})
 )
-_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
-_DECIMAL = r"^-?((0|[1-9][0-9]{0,14})(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,3})?$"
-_ABSENT_NUMBERS = ("NA", "N/A", "#N/A", "NaN", "nan", "NULL", "null")
-_BOOLEANS = (("true", "false"), ("True", "False"), ("TRUE", "FALSE"))
 _SENTINEL = "\x02end of file\x02"
 
 
@@ -42,10 +39,11 @@ class Dialect:
     escape: str | None = None
 
 
-def read_delimited(text: str, name: str, *, usual: str) -> tuple[pa.Table, list[str]]:
+def read_delimited(text: str, name: str, *, usual: str, commas: bool = True) -> tuple[pa.Table, list[str]]:
     """Return a table of text columns (the header's names) and notes on what was decided.
 
-    `usual` is the delimiter that the file's extension promises; another is used when the rows say so.
+    `usual` is the delimiter that the file's extension promises; another is used when the rows say so. `commas`: numbers
+    with decimal commas are looked for and get points.
 
     Raises:
         DataError: no rows, a row with too many or too few fields, a quote never closed, a faulty or missing header.
@@ -79,36 +77,10 @@ def read_delimited(text: str, name: str, *, usual: str) -> tuple[pa.Table, list[
     repeats = _count_headers(table, names) if has_header else 0
     if repeats:
         more.append(f"{repeats} row{'s' if repeats > 1 else ''} the same as the header, read as any other")
+    if commas:
+        table, pointed = decimal_commas(table, separated=delimiter == ",")
+        unnamed = [*unnamed, *pointed]
     return table, [*notes, *more, *unnamed]
-
-
-def typed(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, int]:
-    """Return a text column as integers, decimals or booleans when every value is one, and how many NA became null.
-
-    Empty cells are null in such columns and stay empty text in others; numbers with leading zeros stay text.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    filled = column.filter(pc.not_equal(column, ""))
-    if len(filled) == 0:
-        return column, 0
-    head = filled.slice(0, 1000)
-    probable = pc.mean(pc.match_substring_regex(head, _DECIMAL)).as_py()
-    if probable >= 0.5:
-        absent = pc.is_in(filled, value_set=pa.array(_ABSENT_NUMBERS))
-        numbers = filled.filter(pc.invert(absent))
-        for pattern, kind in ((_INTEGER, pa.int64()), (_DECIMAL, pa.float64())):
-            if len(numbers) and pc.all(pc.match_substring_regex(numbers, pattern)).as_py():
-                blanks = pa.array(["", *_ABSENT_NUMBERS])
-                emptied = pc.if_else(pc.is_in(column, value_set=blanks), pa.scalar(None, pa.string()), column)
-                return pc.cast(emptied, kind), len(filled) - len(numbers)
-        return column, 0
-    for pair in _BOOLEANS:
-        if head[0].as_py() in pair and pc.all(pc.is_in(filled, value_set=pa.array(pair))).as_py():
-            emptied = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
-            return pc.cast(pc.utf8_lower(emptied), pa.bool_()), 0
-    return column, 0
 
 
 @contextmanager
@@ -280,8 +252,8 @@ def _is_a_value(cell: str, values: Sequence[str]) -> bool:
     filled = [value for value in values if value]
     if not cell or not filled:
         return False
-    if re.match(_DECIMAL, cell):
-        return all(re.match(_DECIMAL, value) for value in filled)
+    if re.match(DECIMAL, cell):
+        return all(re.match(DECIMAL, value) for value in filled)
     return cell in filled and len(set(filled)) <= max(2, len(filled) // 2)
 
 

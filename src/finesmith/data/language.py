@@ -33,13 +33,17 @@ def detect(text: str) -> str | None:
     a small language beside a big relative) against the 70-odd
     `LANGUAGES`. Close relatives (Serbian and Croatian, Indonesian and Malay) are told apart less surely.
     """
-    return _read(_model(), text)
+    words = _NOISE.sub(" ", text[:LONGEST]).strip()
+    letters = len(words) - words.count(" ")
+    if letters < FEWEST_LETTERS and (letters < FEWEST_WIDE_LETTERS or max(words) < "\u0e00"):
+        return None
+    language, confidence = _model()(words)
+    return language if confidence >= SURER.get(language, CONFIDENCE) and language != NOT_A_LANGUAGE else None
 
 
 def detect_many(texts: Iterable[str]) -> list[str | None]:
     """Return the language of each text as an ISO 639-1 code, or None where it is too short or uncertain."""
-    classify = _model()
-    return [_read(classify, text) for text in texts]
+    return [detect(text) for text in texts]
 
 
 @cache
@@ -53,12 +57,3 @@ def _model() -> Callable[[str], tuple[str, float]]:
     identifier.nb_ptc = np.ascontiguousarray(identifier.nb_ptc)  # choosing columns left it slow to read by row
     classify: Callable[[str], tuple[str, float]] = identifier.classify
     return classify
-
-
-def _read(classify: Callable[[str], tuple[str, float]], text: str) -> str | None:
-    words = _NOISE.sub(" ", text[:LONGEST]).strip()
-    letters = len(words) - words.count(" ")
-    if letters < FEWEST_LETTERS and (letters < FEWEST_WIDE_LETTERS or max(words) < "\u0e00"):
-        return None
-    language, confidence = classify(words)
-    return language if confidence >= SURER.get(language, CONFIDENCE) and language != NOT_A_LANGUAGE else None

@@ -143,7 +143,7 @@ def _kind_of(
         return _kind_of_numbers(tokens, named_id, sample, distinct, filled), None
     if not (types.is_string(kind) or types.is_large_string(kind)):
         return "other", None
-    separator = _separator(counts)
+    separator = label_separator(counts)
     if separator is not None:
         return "list", separator
     return _kind_of_strings(named_id, sample, counts, distinct, filled, words), None
@@ -186,7 +186,7 @@ def _kind_of_strings(
     return "category" if filled <= 50 else "id"
 
 
-def _separator(counts: Counter[Any]) -> str | None:
+def label_separator(counts: Counter[Any]) -> str | None:
     """Return the mark that parts several labels: pieces are short, come in varying numbers and are used again."""
     for mark in SEPARATORS:
         parted = [[piece.strip() for piece in value.strip().strip(mark).split(mark)] for value in counts]

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finesmith.data import folders, hub
+from finesmith.data.cells import typed
 from finesmith.data.decode import decode, load_bytes
-from finesmith.data.delimited import read_delimited, typed
+from finesmith.data.delimited import read_delimited
 from finesmith.data.formats import as_text, plain, read_json, read_jsonl, read_parquet, read_text, read_xlsx
 from finesmith.errors import DataError
 
@@ -68,13 +69,16 @@ class _Part:
     untyped: bool = False
 
 
-def read(sources: Sequence[str], *, encoding: str | None = None, max_rows: int | None = None) -> Source:
+def read(
+    sources: Sequence[str], *, encoding: str | None = None, max_rows: int | None = None, commas: bool = True
+) -> Source:
     """Read every source and lay the rows end to end.
 
     A source is a file (csv, tsv, json, jsonl, txt, each also as .gz; parquet; xlsx), a folder with a file or a folder
     of .txt files per class, a folder of parts in one format, or a hub id `org/name[:config][@revision][#split]`.
-    Column types are kept (csv: integers, decimals and booleans where every value is one; anything else is text).
-    `encoding` replaces the detection for text formats; `max_rows` keeps only the first rows of all.
+    Column types are kept (csv: integers, decimals, booleans and bracketed lists where every value is one; anything else
+    is text). `encoding` replaces the detection for text formats; `max_rows` keeps only the first rows of all; without
+    `commas` no number in a csv file is taken to have a decimal comma.
 
     Raises:
         DataError: a source is missing, unreadable, empty, faulty, or its columns differ from the first one's.
@@ -86,7 +90,7 @@ def read(sources: Sequence[str], *, encoding: str | None = None, max_rows: int |
     _refuse_twice(sources)
     parts: list[_Part] = []
     rows = 0
-    for part in _parts(sources, encoding):
+    for part in _parts(sources, encoding, commas):
         parts.append(replace(part, origin=replace(part.origin, first_row=rows, rows=part.table.num_rows)))
         rows += part.table.num_rows
         if max_rows is not None and rows >= max_rows:
@@ -114,7 +118,7 @@ def _refuse_twice(sources: Sequence[str]) -> None:
         seen.add(place)
 
 
-def _parts(sources: Sequence[str], encoding: str | None) -> Iterable[_Part]:
+def _parts(sources: Sequence[str], encoding: str | None, commas: bool) -> Iterable[_Part]:
     if len(sources) > 1 and folders.classes_by_extension([Path(source) for source in sources]):
         yield from _class_parts(
             [folders.ClassFiles(Path(each).suffix[1:], (Path(each),)) for each in sources], encoding
@@ -133,12 +137,12 @@ def _parts(sources: Sequence[str], encoding: str | None) -> Iterable[_Part]:
             if isinstance(found[0], folders.ClassFiles):
                 yield from _class_parts([each for each in found if isinstance(each, folders.ClassFiles)], encoding)
             else:
-                yield from (_file(each, str(each), encoding) for each in found if isinstance(each, Path))
+                yield from (_file(each, str(each), encoding, commas) for each in found if isinstance(each, Path))
         else:
-            yield _file(path, source, encoding)
+            yield _file(path, source, encoding, commas)
 
 
-def _file(path: Path, name: str, encoding: str | None) -> _Part:
+def _file(path: Path, name: str, encoding: str | None, commas: bool) -> _Part:
     form = folders.format_of(path)
     if not path.is_file():
         raise DataError(f"{name} is not an ordinary file; save the data as a file and name that")
@@ -151,7 +155,7 @@ def _file(path: Path, name: str, encoding: str | None) -> _Part:
         return _Part(table, Origin(name, form, None, table.num_rows, 0, _sha256(path), tuple(notes)))
     decoded = decode(load_bytes(path, name), name, encoding)
     if form in ("csv", "tsv"):
-        table, notes = read_delimited(decoded.text, name, usual="," if form == "csv" else "\t")
+        table, notes = read_delimited(decoded.text, name, usual="," if form == "csv" else "\t", commas=commas)
     else:
         table, notes = {"json": read_json, "jsonl": read_jsonl, "txt": read_text}[form](decoded.text, name)
     notes = [*decoded.notes, *notes]
@@ -213,11 +217,9 @@ def _join(parts: Sequence[_Part]) -> tuple[pa.Table, list[list[str]]]:
     for name in names:
         pieces = [part.table[name] for part in parts]
         if all(part.untyped for part in parts):
-            column, absent = typed(pa.chunked_array([chunk for piece in pieces for chunk in piece.chunks], pa.string()))
-            if absent:
-                notes[0].append(
-                    f"column {name[:80]!r} is numeric; {absent} cells that say NA or NaN are read as missing"
-                )
+            column, said = typed(pa.chunked_array([chunk for piece in pieces for chunk in piece.chunks], pa.string()))
+            if said:
+                notes[0].append(f"column {name[:80]!r} {said}")
         else:
             column = _join_typed(name, parts, pieces, notes)
         columns.append(column)

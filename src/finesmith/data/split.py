@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from finesmith.data.near_duplicates import similar
 from finesmith.errors import DataError
@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 
     Ints = npt.NDArray[np.int64]
 
-Kind = Literal["category", "number", "list"]
-
 FEWEST_UNITS = 3
-BINS = 10
 COMPARED = 50
 
 
@@ -78,15 +75,14 @@ def split(
     validation: float,
     test: float,
     seed: int,
-    kind: Kind = "category",
 ) -> Cut:
     """Split rows by class, each class in the order of a hash of its units' content: [test | validation | train].
 
     `units` int64 [N]: rows with the same number stay together; `keys`: each row's content (the normalised text), which
-    alone decides its place; `validation` and `test` are shares of all rows. The class of a unit is its most frequent
-    label; for numbers one of ten quantile bins; for lists the label of the unit that is rarest in the data. Every
-    class of three units or more is in every split asked for, with a share as near as can be to the one asked for: a
-    unit that would overfill its split goes to a later one.
+    alone decides its place; `validation` and `test` are shares of all rows. `labels`: each row's class, such as a
+    task's strata; the class of a unit is its most frequent one. Every class of three units or more is in every split
+    asked for, with a share as near as can be to the one asked for: a unit that would overfill its split goes to a
+    later one.
 
     The order of the rows does not matter. When rows are added a border moves only as far as the sampling noise of its
     quantile, so that few rows cross a border and none crosses the whole of validation, unless its class has only a
@@ -105,7 +101,7 @@ def split(
     _, member = np.unique(units, return_inverse=True)
     sizes = np.bincount(member)
     places = _places(member, keys, seed, len(sizes))
-    classes = _classes(labels, member, kind)
+    classes = _classes(labels, member)
     of_class: dict[str, list[int]] = {}
     for unit in np.argsort(places, kind="stable"):
         of_class.setdefault(classes[unit], []).append(int(unit))
@@ -172,35 +168,15 @@ def _hash(content: bytes, salt: bytes) -> int:
     return int.from_bytes(blake2b(content, digest_size=8, key=salt).digest(), "little")
 
 
-def _classes(labels: Sequence[object] | None, member: Ints, kind: Kind) -> list[str]:
-    """Return the class of every unit."""
+def _classes(labels: Sequence[object] | None, member: Ints) -> list[str]:
+    """Return the most frequent class of every unit; of equally frequent ones the first by name."""
     count = int(member.max(initial=-1)) + 1
     if labels is None:
         return [""] * count
-    if kind == "number":
-        return _bins(labels, member, count)
-    of_row = [
-        sorted({str(one) for one in label}) if isinstance(label, (list, tuple, set, frozenset)) else [str(label)]
-        for label in labels
-    ]
-    frequency = Counter(name for names in of_row for name in names)
     votes: list[Counter[str]] = [Counter() for _ in range(count)]
-    for unit, names in zip(member.tolist(), of_row, strict=True):
-        votes[unit].update(names or [""])
-    if kind == "list":
-        return [min(vote, key=lambda name: (frequency[name], name)) for vote in votes]
+    for unit, label in zip(member.tolist(), labels, strict=True):
+        votes[unit][str(label)] += 1
     return [min(vote, key=lambda name: (-vote[name], name)) for vote in votes]
-
-
-def _bins(labels: Sequence[object], member: Ints, count: int) -> list[str]:
-    """Return every unit's bin: its mean value itself where few differ, else the tenth of the data it falls in."""
-    import numpy as np
-
-    values = np.array([float(str(label)) for label in labels])
-    mean = np.bincount(member, weights=values, minlength=count) / np.bincount(member, minlength=count)
-    distinct = np.unique(values)
-    edges = distinct if len(distinct) <= BINS else np.quantile(values, np.linspace(0, 1, BINS + 1)[:-1])
-    return [str(place) for place in np.searchsorted(edges, mean + 1e-12, side="right")]
 
 
 def _lay_out(ordered: list[int], sizes: Ints, shares: dict[Split, float], assigned: list[Split]) -> None:

@@ -30,6 +30,7 @@ class Evidence:
     learning_rate: float
     examples: int
     test_size: int
+    seed: int
     train: float
     validation: float
     severity: str
@@ -39,7 +40,6 @@ class Evidence:
     features_gap: float | None
     smallest_detectable: float | None
     gain: float
-    better: bool
     overconfidence: float | None = None
     truncated_share: float = 0.0
     max_length: int = 0
@@ -53,7 +53,7 @@ class Evidence:
 def advise(evidence: Evidence) -> list[Advice]:
     """Return advice, the most promising first; never empty."""
     found = [advice for rule in RULES if (advice := rule(evidence)) is not None]
-    return found or [_another_seed(evidence)]
+    return found if any(advice.changes for advice in found) else [*found, _another_seed(evidence)]
 
 
 def _train_longer(e: Evidence) -> Advice | None:
@@ -126,7 +126,7 @@ def _longer_texts(e: Evidence) -> Advice | None:
 
 
 def _find_rate(e: Evidence) -> Advice | None:
-    if e.method == "features" or e.better:
+    if e.method == "features" or e.gain > 0:
         return None
     return Advice(
         "no gain was shown at this learning rate; let a range test find one for this model and data",
@@ -135,18 +135,16 @@ def _find_rate(e: Evidence) -> Advice | None:
 
 
 def _more_test_data(e: Evidence) -> Advice | None:
-    if e.better or e.smallest_detectable is None or abs(e.gain) >= e.smallest_detectable:
+    if e.smallest_detectable is None or abs(e.gain) >= e.smallest_detectable:
         return None
     return Advice(
         f"{e.test_size:,} test examples could only have shown a gain of {e.smallest_detectable:.3f}; label more, or "
         "make the test split larger",
-        {"data.test_fraction": 0.3},
     )
 
 
 def _another_seed(e: Evidence) -> Advice:
-    del e
-    return Advice("nothing stands out; another seed shows how much of the result is chance", {"train.seed": 1})
+    return Advice("nothing stands out; another seed shows how much of the result is chance", {"train.seed": e.seed + 1})
 
 
 RULES: tuple[Callable[[Evidence], Advice | None], ...] = (

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import DataError
-from finesmith.evaluate.metrics import HIGHER_IS_BETTER, measure
+from finesmith.evaluate.metrics import HIGHER_IS_BETTER, METRICS, measure
 
 if TYPE_CHECKING:
     from finesmith.evaluate.metrics import Array, Floats, Kind
@@ -34,15 +36,21 @@ class Baseline:
     details: Mapping[str, Any]
 
 
-def majority(train_targets: Array, n: int, kind: Kind, classes: int | None = None) -> Floats:
+def majority(
+    train_targets: Array, n: int, kind: Kind, classes: int | None = None, *, metric: str | None = None
+) -> Floats:
     """Predict for `n` rows what the training targets say without any text.
 
-    "single": the class frequencies, [n, classes]; "multi": each label's frequency, [n, C]; "number": the median, [n].
+    "single": the class frequencies, [n, classes]; "multi": each label's frequency, [n, C]; "number": the constant that
+    suits `metric`, [n]: the mean for rmse and r2, which square the errors, else the median.
+
+    Raises ValueError when `kind` has no such `metric`.
     """
     import numpy as np
 
+    _check_metric(kind, metric)
     if kind == "number":
-        return np.full(n, float(np.median(train_targets)))
+        return np.full(n, float(np.mean(train_targets) if metric in ("rmse", "r2") else np.median(train_targets)))
     if kind == "multi":
         frequencies = np.asarray(train_targets, dtype=np.float64).mean(axis=0)
     else:
@@ -59,20 +67,29 @@ def tfidf_linear(
     classes: int | None = None,
     validation: tuple[Texts, Array] | None = None,
     seed: int = 0,
+    metric: str | None = None,
+    balanced: bool = False,
 ) -> Baseline:
     """Fit a linear model on TF-IDF of words, word pairs and character n-grams; predict every split.
 
     Each of `train`, `splits` and `validation` is (texts, pairs or None). Logistic regression for classes (one against
     the rest for more than two, scaled to sum 1) and labels, ridge for numbers (kept within the training targets'
-    range). The penalty is chosen on `validation` (accuracy, micro-F1 or RMSE), else fixed. Probabilities have
+    range). The penalty is chosen on `validation` by `metric` (default: accuracy, micro-F1 or RMSE), else fixed.
+    `balanced` weighs rows inversely to how frequent their answer is, for classes and labels. Probabilities have
     `classes` columns, with 0 for a class that the training rows lack. Same input and seed, same predictions.
 
-    Raises DataError when the training texts hold no words at all.
+    Raises DataError when the training texts hold no words at all, ValueError when `kind` has no such `metric` or
+    numbers are to be balanced.
     """
+    _check_metric(kind, metric)
+    if balanced and kind == "number":
+        raise ValueError("numbers have no classes to balance")
     started = time.perf_counter()
     features, encode = _fit_features(train)
     width = classes or (train_targets.shape[1] if kind == "multi" else None)
-    fit = _fit_ridge if kind == "number" else _fit_labels if kind == "multi" else _fit_classes
+    fit: Fit = _fit_ridge
+    if kind != "number":
+        fit = partial(_fit_labels if kind == "multi" else _fit_classes, balanced=balanced)
     held = None if validation is None else encode(validation[0])
     many = width is not None and width > 20
     grid: tuple[float, ...] = (
@@ -80,7 +97,7 @@ def tfidf_linear(
     )
     if held is None:
         grid = (DEFAULT_RIDGE_PENALTY if kind == "number" else DEFAULT_INVERSE_PENALTY,)
-    metric = {"single": "accuracy", "multi": "micro_f1", "number": "rmse"}[kind]
+    metric = metric or {"single": "accuracy", "multi": "micro_f1", "number": "rmse"}[kind]
     tried: list[dict[str, Any]] = []
     best: tuple[float, Predictor] | None = None
     for penalty in grid:
@@ -90,7 +107,7 @@ def tfidf_linear(
         if validation is not None:
             value = measure(kind, validation[1], predict(held))[metric]
             tried[-1][metric] = value
-            quality = (value if HIGHER_IS_BETTER[metric] else -value) if value is not None else 0.0
+            quality = (value if HIGHER_IS_BETTER[metric] else -value) if value is not None else -math.inf
         # Ties keep the stronger penalty.
         if best is None or quality > best[0]:
             best, chosen = (quality, predict), penalty
@@ -100,12 +117,18 @@ def tfidf_linear(
         name="TF-IDF + ridge regression" if kind == "number" else "TF-IDF + logistic regression",
         predictions=predictions,
         seconds=time.perf_counter() - started,
-        details={"features": int(features.shape[1]), "penalty": chosen, "tried": tried},
+        details={"features": int(features.shape[1]), "penalty": chosen, "tried": tried, "balanced": balanced},
     )
 
 
 # Sparse matrices and fitted models come from libraries without types.
 Predictor = Callable[[Any], "Floats"]
+Fit = Callable[[Any, "Array", float, int | None, int], tuple[Predictor, bool]]
+
+
+def _check_metric(kind: Kind, metric: str | None) -> None:
+    if metric is not None and metric not in METRICS[kind]:
+        raise ValueError(f"no metric {metric!r} for such predictions; choose one of {', '.join(METRICS[kind])}")
 
 
 def _fit_features(train: Texts) -> tuple[Any, Callable[[Texts], Any]]:
@@ -149,7 +172,9 @@ def _fit_features(train: Texts) -> tuple[Any, Callable[[Texts], Any]]:
     return join([block[:count] for block in fitted], [block[count:] for block in fitted]), encode
 
 
-def _fit_classes(features: Any, targets: Array, penalty: float, width: int | None, seed: int) -> tuple[Predictor, bool]:
+def _fit_classes(
+    features: Any, targets: Array, penalty: float, width: int | None, seed: int, *, balanced: bool
+) -> tuple[Predictor, bool]:
     """Fit one model for two classes, else one for each class against the rest."""
     import numpy as np
 
@@ -158,7 +183,7 @@ def _fit_classes(features: Any, targets: Array, penalty: float, width: int | Non
     if len(present) == 1:
         return lambda rows: np.tile(np.eye(columns)[present[0]], (rows.shape[0], 1)), True
     asked = present[1:] if len(present) == 2 else present
-    scorers = [_fit_yes_no(features, targets == c, penalty, seed) for c in asked]
+    scorers = [_fit_yes_no(features, targets == c, penalty, seed, balanced) for c in asked]
 
     def predict(rows: Any) -> Floats:
         scores = np.column_stack([score(rows) for score, _ in scorers])
@@ -171,15 +196,18 @@ def _fit_classes(features: Any, targets: Array, penalty: float, width: int | Non
     return predict, all(converged for _, converged in scorers)
 
 
-def _fit_labels(features: Any, targets: Array, penalty: float, _: int | None, seed: int) -> tuple[Predictor, bool]:
+def _fit_labels(
+    features: Any, targets: Array, penalty: float, _: int | None, seed: int, *, balanced: bool
+) -> tuple[Predictor, bool]:
     """Fit one model for each label; a label that never or always applies is predicted as such."""
     import numpy as np
 
-    scorers = [_fit_yes_no(features, column, penalty, seed) for column in np.asarray(targets, dtype=bool).T]
+    answers = np.asarray(targets, dtype=bool)
+    scorers = [_fit_yes_no(features, column, penalty, seed, balanced) for column in answers.T]
     return lambda rows: np.column_stack([score(rows) for score, _ in scorers]), all(done for _, done in scorers)
 
 
-def _fit_yes_no(features: Any, answers: Array, penalty: float, seed: int) -> tuple[Predictor, bool]:
+def _fit_yes_no(features: Any, answers: Array, penalty: float, seed: int, balanced: bool) -> tuple[Predictor, bool]:
     """Fit a yes/no logistic regression; return the function from features to P(yes) and whether it converged."""
     import warnings
 
@@ -190,7 +218,14 @@ def _fit_yes_no(features: Any, answers: Array, penalty: float, seed: int) -> tup
     if answers.all() or not answers.any():
         return lambda rows: np.full(rows.shape[0], float(answers[0])), True
     # The dual coordinate solver is the quickest for sparse rows; its order of visits is what the seed fixes.
-    model = LogisticRegression(C=penalty, solver="liblinear", dual=True, max_iter=MAX_ITERATIONS, random_state=seed)
+    model = LogisticRegression(
+        C=penalty,
+        solver="liblinear",
+        dual=True,
+        max_iter=MAX_ITERATIONS,
+        random_state=seed,
+        class_weight="balanced" if balanced else None,
+    )
     with warnings.catch_warnings():
         # Told through `converged` instead.
         warnings.simplefilter("ignore", ConvergenceWarning)

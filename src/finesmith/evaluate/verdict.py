@@ -179,14 +179,30 @@ def conclude(metric: str, tuned: Standing, rival: Standing, comparison: Comparis
     cheaper = _times_cheaper(tuned.seconds, rival.seconds)
     smallest = comparison.smallest_detectable
     negligible = NEGLIGIBLE * scale
+    split = ""
+    if comparison.low > 0 or comparison.high < 0:
+        split = (
+            f"; the interval excludes 0, but the stricter paired test does not reject ({_p_value(comparison.p_value)})"
+        )
     if comparison.high <= negligible and smallest is not None and smallest <= 2 * negligible:
         also = f" and {cheaper}" if cheaper else ""
-        return f"Fine-tuning did not help: {rival.name} is as good{also}: {values} {examples} {figures}."
-    could = f"could only have shown a gain of {show(smallest)} or more" if smallest is not None else ""
-    equal = comparison.low == comparison.high == 0
-    could = could or ("cannot tell models with such equal answers apart" if equal else "is too small to show any gain")
+        return f"Fine-tuning did not help: {rival.name} is as good{also}: {values} {examples} {figures}{split}."
     also = f"; {rival.name} is {cheaper}" if cheaper else ""
-    return f"No difference shown: {values} {examples} {figures}; this test set {could}{also}."
+    return f"No difference shown: {values} {examples} {figures}{split}; this test set {_limit(comparison, show)}{also}."
+
+
+def _limit(comparison: Comparison, show: Callable[[float], str]) -> str:
+    """Say what a test set that showed no difference could have shown."""
+    smallest = comparison.smallest_detectable
+    if smallest is None:
+        equal = comparison.low == comparison.high == 0
+        return "cannot tell models with such equal answers apart" if equal else "is too small to show any gain"
+    if abs(comparison.gain) < smallest:
+        return f"could only have shown a gain of {show(smallest)} or more"
+    return (
+        f"shows a true difference of {show(smallest)} about four times in five, yet did not show this larger one: "
+        "more test examples are needed to tell"
+    )
 
 
 def overfitting(

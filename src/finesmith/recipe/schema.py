@@ -104,6 +104,9 @@ class Audit(Section):
     near_leakage: KeepDropStop = Field(
         default="keep", description="Rows of a given train split that nearly repeat one of validation or test."
     )
+    group_leakage: KeepDropStop = Field(
+        default="keep", description="Rows of a given train split whose data.group also stands in validation or test."
+    )
 
 
 class Clean(Section):
@@ -309,7 +312,7 @@ class Evaluate(Section):
         description="The metric that selects and decides; null takes the task's own.",
         json_schema_extra=_accepts("a metric of the task (such as accuracy, macro_f1, mcc or rmse) or null"),
     )
-    baselines: list[Baseline] = Field(
+    baselines: Annotated[list[Baseline], Field(min_length=1)] = Field(
         default_factory=lambda: list(get_args(Baseline)),
         description="Simpler methods that the tuned model has to beat.",
         json_schema_extra={"default": list(get_args(Baseline))},

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from finesmith.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 Precision = Literal["auto", "float32", "bfloat16"]
 NATIVE_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
@@ -135,44 +134,3 @@ def set_determinism(seed: int, threads: int) -> None:
     # Filling fresh memory with NaN only serves programs that read it unwritten, and costs a pass over every buffer.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
-
-
-def flatten_random() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Return the state of every global random generator (Python, numpy, torch, each GPU) as tensors and JSON."""
-    import random
-
-    import numpy as np
-    import torch
-
-    version, words, gauss = random.getstate()
-    legacy: Any = np.random.get_state(legacy=False)
-    keys = torch.from_numpy(legacy["state"]["key"].astype(np.int64))
-    tensors = {"random.torch": torch.get_rng_state(), "random.numpy": keys}
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        tensors[f"random.cuda.{index}"] = torch.cuda.get_rng_state(index)
-    return tensors, {
-        "python": {"version": version, "words": list(words), "gauss": gauss},
-        "numpy": {
-            "kind": str(legacy["bit_generator"]),
-            "place": int(legacy["state"]["pos"]),
-            "has_gauss": int(legacy["has_gauss"]),
-            "cached": float(legacy["gauss"]),
-        },
-    }
-
-
-def restore_random(tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
-    """Put back what `flatten_random` returned."""
-    import random
-
-    import numpy as np
-    import torch
-
-    python, numpy = state["python"], state["numpy"]
-    random.setstate((python["version"], tuple(python["words"]), python["gauss"]))
-    keys = tensors["random.numpy"].numpy().astype(np.uint32)
-    np.random.set_state((numpy["kind"], keys, numpy["place"], numpy["has_gauss"], numpy["cached"]))
-    torch.set_rng_state(tensors["random.torch"])
-    for name, value in tensors.items():
-        if name.startswith("random.cuda."):
-            torch.cuda.set_rng_state(value, int(name.rpartition(".")[2]))

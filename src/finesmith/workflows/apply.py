@@ -183,7 +183,7 @@ def evaluate_file(
     }
     run = Run(Path(folder))
     try:
-        run.write_json(f"evaluations/{Path(source).name}.json", result)
+        run.write_json(f"evaluations/{Path(source).name}-{data.origins[0].sha256[:8]}.json", result)
     finally:
         run.close()
     return result

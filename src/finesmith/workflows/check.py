@@ -192,26 +192,20 @@ def _duration(seconds: float) -> str:
 
 
 def infer_recipe(recipe: Recipe) -> str:
-    """Return the recipe as commented YAML with every value that the data decides, and why."""
-    from finesmith.models.load import find, load_tokenizer
+    """Return the recipe as commented YAML with every value that would be inferred, and why."""
     from finesmith.recipe import replace, to_yaml
-    from finesmith.workflows.prepare import prepare
-    from finesmith.workflows.setup import longest_sequence
+    from finesmith.workflows.tune import resolve
 
-    base = find(recipe.model.base, recipe.model.revision)
-    tokenizer = load_tokenizer(base)
     with tempfile.TemporaryDirectory(prefix="finesmith-init-") as folder:
         run = Run.create(Path(folder) / "init", command="init")
         try:
-            data = prepare(recipe, run, tokenizer, longest=longest_sequence(base, tokenizer))
+            data, setup = prepared(recipe, run)
         finally:
             run.close()
-    columns = data.summary["columns"]
-    values: dict[str, Any] = {
-        "task": data.task.name,
-        "evaluate.metric": recipe.evaluate.metric or data.task.default_metric,
-    }
-    values |= {f"data.{n}": columns[n] for n in ("text", "text_pair", "label", "group", "split") if columns[n]}
-    comments = {key: f"inferred: {reason}" for key, reason in data.why.items()}
+    # What depends on the moment stays open: free memory, and the range test that only a run makes.
+    later: dict[str, Any] = {"train.micro_batch_size": recipe.train.micro_batch_size}
+    if recipe.train.learning_rate == "auto":
+        later["train.learning_rate"] = "auto"
+    comments = {key: f"inferred: {reason}" for key, reason in setup.why.items() if key not in later}
     header = "Written by finesmith init. Run it with: finesmith tune recipe.yaml"
-    return to_yaml(replace(recipe, values), comments=comments, header=header)
+    return to_yaml(replace(resolve(recipe, data, setup), later), comments=comments, header=header)

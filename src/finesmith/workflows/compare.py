@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from finesmith.evaluate.advice import Advice
+    from finesmith.evaluate.advice import Advice, Evidence
     from finesmith.evaluate.verdict import Verdict
     from finesmith.recipe import Recipe
     from finesmith.run import Run
@@ -42,7 +42,9 @@ def compare(
     verdict = _judge(recipe, data, setup, baselines, fitted, targets["test"], outputs["test"], scores)
     content = verdict.to_json()
     run.write_json("verdict.json", content)
-    _write_next(recipe, run, data, setup, baselines, fitted, verdict, scores)
+    seen = data.task.details(targets["validation"], outputs["validation"]).get("reliability")
+    evidence = _evidence(recipe, data, setup, baselines, fitted, verdict, scores, seen)
+    _write_next(recipe, run, evidence)
     return content
 
 
@@ -144,36 +146,33 @@ def _judge(
     )
 
 
-def _write_next(
-    recipe: Recipe,
-    run: Run,
-    data: Prepared,
-    setup: Setup,
-    baselines: Sequence[FittedBaseline],
-    fitted: Fitted,
-    verdict: Verdict,
-    scores: Mapping[str, Any],
-) -> None:
+def _write_next(recipe: Recipe, run: Run, evidence: Evidence) -> None:
     """Write what to try next, and the first of it as a recipe that runs."""
     from finesmith.evaluate.advice import advise
     from finesmith.recipe import to_yaml, with_absolute_paths
 
-    advice = advise(_evidence(recipe, data, setup, baselines, fitted, verdict, scores))
+    advice = advise(evidence)
     runnable: list[Advice] = []
     recipes = []
     for one in advice:
         changed = _changed(recipe, one.changes)
-        if changed is not None:
-            recipes.append(changed)
-            runnable.append(one)
+        if changed is None:
+            continue
+        runnable.append(one)
+        if one.changes:
+            recipes.append((one, changed))
     run.write_json(
         "next.json",
         {"advice": [{"change": _setting(one.changes), "changes": one.changes, "why": one.why} for one in runnable]},
     )
     if recipes:
-        header = f"What to try next after {run.folder.name}: {runnable[0].why}"
-        comments = dict.fromkeys(runnable[0].changes, "changed")
-        run.write_text("next-recipe.yaml", to_yaml(with_absolute_paths(recipes[0]), comments=comments, header=header))
+        first, changed = recipes[0]
+        header = (
+            f"What to try next after {run.folder.name}: {first.why}. Its test rows were opened by that run: for a "
+            "final claim, test on new ones."
+        )
+        comments = dict.fromkeys(first.changes, "changed")
+        run.write_text("next-recipe.yaml", to_yaml(with_absolute_paths(changed), comments=comments, header=header))
 
 
 def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe | None:
@@ -208,7 +207,9 @@ def _evidence(
     fitted: Fitted,
     verdict: Verdict,
     scores: Mapping[str, Any],
-) -> Any:
+    reliability: Sequence[Mapping[str, Any]] | None,
+) -> Evidence:
+    """Gather what advice rests on: training and validation alone, so that test answers steer no later run."""
     from finesmith.evaluate.advice import Evidence
     from finesmith.evaluate.metrics import HIGHER_IS_BETTER
 
@@ -216,7 +217,7 @@ def _evidence(
     validation = scores["validation"][setup.metric]["value"]
     frozen = next((b.validation for b in baselines if b.name == "features" and b.validation is not None), None)
     counts = [n for n in (data.summary["splits"]["train"].get("labels") or {}).values() if n]
-    over = verdict.overfitting
+    over, rival = verdict.overfitting, strongest(baselines, setup.metric)
     tokens = setup.tokens.summary()
     return Evidence(
         method=recipe.method.name,
@@ -224,6 +225,7 @@ def _evidence(
         learning_rate=setup.learning_rate,
         examples=len(data.positions["train"]),
         test_size=data.test.size,
+        seed=recipe.train.seed,
         train=scores["train"][setup.metric]["value"],
         validation=validation,
         severity=over.severity if over else "none",
@@ -232,9 +234,8 @@ def _evidence(
         rose=bool(over and over.began_at_step is not None),
         features_gap=None if frozen is None else sign * (validation - frozen),
         smallest_detectable=verdict.comparison.smallest_detectable,
-        gain=verdict.comparison.gain,
-        better=verdict.better,
-        overconfidence=_overconfidence(scores["details"].get("reliability")),
+        gain=0.0 if rival.validation is None else sign * (validation - rival.validation),
+        overconfidence=_overconfidence(reliability),
         truncated_share=tokens["truncated_share"],
         max_length=setup.max_length,
         model_limit=setup.model_limit,

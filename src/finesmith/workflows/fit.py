@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from finesmith.errors import DataError, DivergenceError
 from finesmith.guards.early_stopping import EarlyStopping
-from finesmith.workflows.inference import Predictor, cached_embeddings
+from finesmith.workflows.embed import embeddings
+from finesmith.workflows.inference import Predictor
 
 if TYPE_CHECKING:
     import torch
@@ -324,9 +325,9 @@ def _features(run: Run, data: Prepared, setup: Setup, began: float) -> Fitted:
     from finesmith.train.linear import fit_linear
 
     network, pooling = setup.network, setup.pooling
-    values, cached = embeddings(run, data, setup)
-    run.record("note", message="embeddings taken from the cache" if cached else "embeddings computed and cached")
-    features = torch.from_numpy(values)
+    embedded = embeddings(run, data, setup)
+    run.record("note", message=f"embeddings {'taken from the cache' if embedded.cached else 'computed'}")
+    features = torch.from_numpy(embedded.values)
     parts = {name: features[torch.from_numpy(data.positions[name])] for name in ("train", "validation")}
     task = data.task
     head = fit_linear(
@@ -347,36 +348,8 @@ def _features(run: Run, data: Prepared, setup: Setup, began: float) -> Fitted:
     }
     run.record("evaluation", **entry)
     run.record("note", message=f"linear head solved; L2 penalty {head.l2:g} chosen on validation loss")
-    return Fitted(Predictor(network, head, pooling), [entry], 1, time.perf_counter() - began)
-
-
-def embeddings(run: Run, data: Prepared, setup: Setup) -> tuple[Any, bool]:
-    """Return the base model's pooled states of all examples, float32 [N, D], and whether they were cached."""
-    from finesmith.models import forward
-
-    def pooled(batch: Batch) -> torch.Tensor:
-        return forward.embed(setup.network, batch, setup.pooling)
-
-    done = 0
-
-    def progress(count: int) -> None:
-        nonlocal done
-        done += count
-        run.record_live("embedding", done=done, total=len(data.examples))
-
-    key = f"{setup.weights_key} pooled {setup.pooling} {_arithmetic(setup)}"
-    return cached_embeddings(setup.network, setup.tokens, pooled, key=key, cache=setup.cache, progress=progress)
-
-
-def _arithmetic(setup: Setup) -> str:
-    """Name all that decides the bits of an embedding beside weights and tokens."""
-    import torch
-
-    from finesmith.models.load import load_config
-
-    attention = "ragged" if setup.network.ragged else "padded"
-    where = f"{setup.device.device} {setup.device.threads} threads torch {torch.__version__}"
-    return f"{attention} {where} {load_config(setup.base).to_json_string()}"
+    seconds = time.perf_counter() - began + embedded.saved
+    return Fitted(Predictor(network, head, pooling), [entry], 1, seconds)
 
 
 def solve_head(run: Run, data: Prepared, setup: Setup) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import ModelError
@@ -95,36 +93,3 @@ def _refuse_nonfinite(values: Floats, batch: Batch) -> None:
             f"the model's outputs are not numbers for {bad.size} of {len(values)} examples (the first is example "
             f"{first}); its weights may be damaged, or its numbers too large for this precision: try another model.base"
         )
-
-
-def cached_embeddings(
-    network: Network,
-    tokens: Tokens,
-    function: Callable[[Batch], torch.Tensor],
-    *,
-    key: str,
-    cache: Path | None,
-    progress: Callable[[int], None] | None = None,
-) -> tuple[npt.NDArray[np.float32], bool]:
-    """Return `function` of all examples, float32 [N, D], from the cache where it is there; and whether it was.
-
-    `key` names the weights and what is computed; the tokens' content is added to it.
-    """
-    import numpy as np
-
-    from finesmith.data.token_cache import load_cached, open_build
-
-    digest = hashlib.sha256(f"embeddings 1\n{key}\n".encode())
-    for column in (tokens.tokens, tokens.offsets, tokens.segments):
-        digest.update(b"none" if column is None else np.ascontiguousarray(column).data)
-    name = digest.hexdigest()
-    if cache is not None and (found := load_cached(cache, name)) is not None:
-        stored = found[0]["embeddings"]
-        if stored is not None:
-            return np.array(stored).reshape(len(tokens), -1), True
-    values = run(network, tokens, np.arange(len(tokens)), function, progress).astype(np.float32)
-    if cache is not None:
-        with open_build(cache, name) as build:
-            build.column("embeddings", "<f4").append(values.ravel())
-            build.publish({"rows": len(values)})
-    return values, False

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import DataError, RunError
 from finesmith.types import SPLITS, Examples, Finding, Split
-from finesmith.workflows.rows import Rows, naming, read_labels, read_rows
+from finesmith.workflows.rows import Rows, is_blank, name_labels, naming, read_labels, read_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +31,8 @@ class SealedTest:
     def __init__(self, targets: Array) -> None:
         self._targets: Array | None = targets
         self.size = len(targets)
+        # How many different answers there are, which says whether a metric is defined; not what they are.
+        self.distinct = len({value.tobytes() for value in targets})
 
     def open(self, run: Run) -> Array:
         """Return the targets and record that the test split was opened.
@@ -85,7 +87,9 @@ def prepare(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, lon
         run.record("note", message=f"task {kind.name}: {task_reason}")
 
     cleaning = _cleaning(recipe)
+    options = _options(recipe, rows.profile)
     labels = read_labels(rows.examples.labels or (), kind.label_kind)
+    labels = name_labels(labels, kind.label_kind, options.separator)
     cleaned, changed = _clean(replace(rows.examples, labels=labels), cleaning)
     joined = [normalise(text) for text in _joined(cleaned)]
     clusters = cluster(joined)
@@ -112,8 +116,8 @@ def prepare(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, lon
     flow = [{"stage": "read", "rows": len(cleaned)}]
     flow += [{"stage": f"dropped: {name}", "rows": -count} for name, count in applied.dropped.items()]
 
-    options = _options(recipe, rows.profile)
     _refuse_none(rows, len(examples), applied.dropped)
+    _refuse_unreadable(rows, findings)
     with naming(rows.file):
         splits, notes = _split(
             recipe,
@@ -157,13 +161,16 @@ def prepare(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, lon
 
 def _task_class(recipe: Recipe, rows: Rows) -> tuple[type[Task], str]:
     from finesmith import tasks
+    from finesmith.tasks.classification import label_name
     from finesmith.tasks.protocol import LabelColumn
 
     if recipe.task != "auto":
         return tasks.get(recipe.task), "named in the recipe"
     p = rows.profile
     kind = "list" if recipe.data.separator else p.kind
-    return tasks.choose(LabelColumn(p.name, kind, p.distinct, p.rows, recipe.data.separator or p.separator))
+    names = {label_name(value) for value in p.values if not is_blank(value)} if kind == "category" else set()
+    distinct = len(names) or p.distinct
+    return tasks.choose(LabelColumn(p.name, kind, distinct, p.rows, recipe.data.separator or p.separator))
 
 
 def _options(recipe: Recipe, profile: ColumnProfile) -> Options:
@@ -290,6 +297,18 @@ def _refuse_none(rows: Rows, kept: int, dropped: Mapping[str, int]) -> None:
             f"{rows.file}: none of the {len(rows.where):,} rows can be used (dropped: {why}); name other columns with "
             "--set data.text=COLUMN and --set data.label=COLUMN, or mend the file"
         )
+
+
+def _refuse_unreadable(rows: Rows, findings: Sequence[Finding]) -> None:
+    """Refuse numbers of which too many cannot be read: dropping them would hide that the column is something else."""
+    for found in findings:
+        if found.kind == "missing_labels" and found.severity == "error":
+            shown = ", ".join(f"{str(one['label'])!r} at {rows.where[one['id']]}" for one in found.examples[:3])
+            raise DataError(
+                f"{rows.file}: {found.details['not_a_number']:,} labels in column {rows.columns.label!r} are not "
+                f"numbers, such as {shown}; write them as numbers such as 1.5, empty those cells, or "
+                "--set task=classification"
+            )
 
 
 def _refuse_tiny(positions: Mapping[Split, Any], kept: int) -> None:

@@ -78,7 +78,10 @@ def read_rows(recipe: Recipe) -> Rows:
                 f"{d.train} holds no train file; name the files with data.train, data.validation, data.test"
             )
         named["train"] = [parts["train"]]
-    sources = {s: read(names, encoding=d.encoding, max_rows=d.max_rows) for s, names in named.items() if names}
+    commas = d.separator != ","
+    sources = {
+        s: read(names, encoding=d.encoding, max_rows=d.max_rows, commas=commas) for s, names in named.items() if names
+    }
     profiles = profile(sources["train"].table)
     file = ", ".join(named["train"])[:200]
     with naming(file):
@@ -152,6 +155,18 @@ def read_labels(labels: Sequence[Any], kind: str) -> list[Any]:
     if kind == "list":
         return [[] if isinstance(value, str) and not value.strip() else value for value in labels]
     return [None if is_blank(value) else value for value in labels]
+
+
+def name_labels(labels: Sequence[Any], kind: str, separator: str | None) -> list[Any]:
+    """Return labels as the tasks read them, None where there is none: names, lists of names, or numbers untouched."""
+    from finesmith.tasks.classification import label_name
+    from finesmith.tasks.multi_label import parse
+
+    if kind == "number":
+        return list(labels)
+    if kind == "list":
+        return [None if value is None else parse(value, separator) for value in labels]
+    return [None if value is None else label_name(value) for value in labels]
 
 
 def is_blank(label: Any) -> bool:

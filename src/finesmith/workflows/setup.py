@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,7 +119,7 @@ def set_up(recipe: Recipe, run: Run, data: Prepared, base: Base, tokenizer: PreT
     micro, forecast = _micro_batch(recipe, network, tokens, data, device)
     if recipe.train.micro_batch_size is None:
         why["train.micro_batch_size"] = "the most that is forecast to fit into memory"
-    weights = f"{base.sha256 or base.location}@{base.revision} words {','.join(words)}"
+    weights = weights_key(base, words)
     setup = Setup(
         device=device,
         base=base,
@@ -143,6 +143,11 @@ def set_up(recipe: Recipe, run: Run, data: Prepared, base: Base, tokenizer: PreT
     )
     _write_model(run, recipe, setup, options)
     return setup
+
+
+def weights_key(base: Base, words: Sequence[str]) -> str:
+    """Name the weights that training starts from: the base model's and the words added to it."""
+    return f"{base.sha256 or base.location}@{base.revision} words {','.join(words)}"
 
 
 def cache_folder(recipe: Recipe) -> Path | None:
@@ -194,12 +199,22 @@ def _metric(recipe: Recipe, data: Prepared, why: dict[str, str]) -> str:
     if recipe.evaluate.metric is None:
         why["evaluate.metric"] = f"the default of {data.task.name}"
         return data.task.default_metric
-    if recipe.evaluate.metric not in data.task.metrics:
+    judged = [name for name in data.task.metrics if name != "calibration_error"]
+    if recipe.evaluate.metric not in judged:
         raise UserError(
-            f"evaluate.metric is {recipe.evaluate.metric!r}, which {data.task.name} does not have; "
-            f"choose one of {', '.join(data.task.metrics)}"
+            f"evaluate.metric is {recipe.evaluate.metric!r}, by which {data.task.name} cannot be judged; "
+            f"choose one of {', '.join(judged)}"
+        )
+    if recipe.evaluate.metric in NEEDS_CONTRAST and data.test.distinct < 2:
+        raise UserError(
+            f"evaluate.metric is {recipe.evaluate.metric}, which is undefined on a test split with one answer only; "
+            "choose another metric, or a test split that holds more than one"
         )
     return recipe.evaluate.metric
+
+
+# Undefined where all targets are equal.
+NEEDS_CONTRAST = frozenset({"auroc", "mcc", "spearman", "pearson", "r2"})
 
 
 def _learning_rate(recipe: Recipe, report: LoadReport, why: dict[str, str]) -> float:

@@ -75,7 +75,7 @@ def _story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
     from finesmith.models.load import find, load_tokenizer
     from finesmith.train.checkpoint import require_same
     from finesmith.workflows.baselines import fit_baselines
-    from finesmith.workflows.compare import compare
+    from finesmith.workflows.compare import compare, strongest
     from finesmith.workflows.finish import finish
     from finesmith.workflows.fit import fit
     from finesmith.workflows.prepare import prepare
@@ -99,7 +99,7 @@ def _story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
     run.record("note", message="tokens taken from the cache" if setup.tokens.cached else "texts tokenised")
     if recipe.train.learning_rate == "auto":
         _find_learning_rate(recipe, run, data, setup)
-    resolved = _resolve(recipe, data, setup)
+    resolved = resolve(recipe, data, setup)
     setup.fingerprint = fingerprint(resolved, data, setup)
     if earlier is not None and earlier.conditions is not None:
         require_same(earlier.conditions, setup.fingerprint)
@@ -109,6 +109,7 @@ def _story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
     if earlier is None or flatten(resolved) != flatten(recipe):
         _save_recipe(resolved, run, setup)
     baselines = fit_baselines(resolved, run, data, setup)
+    strongest(baselines, setup.metric)
 
     enter(run, "training", earlier)
     fitted = fit(resolved, run, data, setup, earlier.checkpoint if earlier else None)
@@ -127,7 +128,7 @@ def name_of(recipe: Recipe) -> str:
     return Path(first).name.split(".")[0]
 
 
-def _resolve(recipe: Recipe, data: Prepared, setup: Setup) -> Recipe:
+def resolve(recipe: Recipe, data: Prepared, setup: Setup) -> Recipe:
     """Return the recipe with every inferred value in it; it reruns this very run."""
     columns = data.summary["columns"]
     values: dict[str, Any] = {

@@ -1,0 +1,104 @@
+"""The base model's view of every text: computed once, cached, reused by baselines and by the method `features`."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from finesmith.workflows.inference import run as run_network
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+    from finesmith.recipe import Recipe
+    from finesmith.run import Run
+    from finesmith.types import Batch
+    from finesmith.workflows.prepare import Prepared
+    from finesmith.workflows.setup import Setup
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """values: float32 [N, D], of all examples; cached: whether they were there; saved: seconds that this saved."""
+
+    values: npt.NDArray[np.float32]
+    cached: bool
+    saved: float
+
+
+def embeddings(run: Run, data: Prepared, setup: Setup) -> Embedded:
+    """Return the pooled states of all examples, from the cache where they are there."""
+    import numpy as np
+
+    from finesmith.data.token_cache import load_cached, open_build
+    from finesmith.models import forward
+
+    name = _key(setup)
+    if setup.cache is not None and (found := load_cached(setup.cache, name)) is not None:
+        stored = found[0]["embeddings"]
+        if stored is not None:
+            return Embedded(np.array(stored).reshape(len(setup.tokens), -1), True, found[1]["milliseconds"] / 1000)
+    done, began = 0, time.perf_counter()
+
+    def pooled(batch: Batch) -> torch.Tensor:
+        return forward.embed(setup.network, batch, setup.pooling)
+
+    def progress(count: int) -> None:
+        nonlocal done
+        done += count
+        run.record_live("embedding", done=done, total=len(data.examples))
+
+    everything = np.arange(len(setup.tokens))
+    values = run_network(setup.network, setup.tokens, everything, pooled, progress).astype(np.float32)
+    if setup.cache is not None:
+        with open_build(setup.cache, name) as build:
+            build.column("embeddings", "<f4").append(values.ravel())
+            build.publish({"rows": len(values), "milliseconds": round(1000 * (time.perf_counter() - began))})
+    return Embedded(values, False, 0.0)
+
+
+def untouched(recipe: Recipe, data: Prepared, setup: Setup) -> Setup:
+    """Return the set-up with the base model as it came: without the words that this run added to its vocabulary.
+
+    Baselines speak for the base model, so they must not see vectors that wait to be trained.
+    """
+    from finesmith.data.tokens import tokenize
+    from finesmith.models.load import load_classifier, load_tokenizer
+    from finesmith.workflows.setup import weights_key
+
+    if not setup.added_words:
+        return setup
+    tokenizer, head = load_tokenizer(setup.base), data.task.head
+    network, _ = load_classifier(
+        setup.base,
+        tokenizer,
+        outputs=head.outputs,
+        problem=head.problem,
+        labels=head.labels,
+        seed=recipe.train.seed,
+        attention=recipe.model.attention,
+        device=setup.device.device,
+    )
+    texts, pairs = data.examples.texts, data.examples.pairs
+    tokens = tokenize(texts, pairs, tokenizer, max_length=setup.max_length, cache=setup.cache)
+    return replace(setup, network=network, tokens=tokens, added_words=(), weights_key=weights_key(setup.base, ()))
+
+
+def _key(setup: Setup) -> str:
+    """Return the hash of all that decides the bits of the embeddings: weights, tokens, and how they are computed."""
+    import numpy as np
+    import torch
+
+    from finesmith.models.load import load_config
+
+    attention = "ragged" if setup.network.ragged else "padded"
+    where = f"{setup.device.device} {setup.device.threads} threads torch {torch.__version__}"
+    config = load_config(setup.base).to_json_string()
+    digest = hashlib.sha256(f"embeddings 2 {setup.weights_key} {setup.pooling} {attention} {where} {config}".encode())
+    for column in (setup.tokens.tokens, setup.tokens.offsets, setup.tokens.segments):
+        digest.update(b"none" if column is None else np.ascontiguousarray(column).data)
+    return digest.hexdigest()
