@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finesmith.errors import DataError
 from finesmith.run import Listener, read_json, read_state
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class TunedRun:
         if isinstance(texts, str):
             raise TypeError("predict takes a list of texts; got one string: write run.predict([text])")
         if pairs is not None and len(pairs) != len(texts):
-            raise TypeError(f"predict takes a pair for each text; got {len(texts)} texts and {len(pairs)} pairs")
+            raise DataError(f"{len(texts)} texts and {len(pairs)} second texts do not make pairs")
         for column in (texts, pairs or ()):
             for position, text in enumerate(column):
                 if not isinstance(text, str):

@@ -58,14 +58,16 @@ def fit_linear(
     theta = torch.zeros(outputs, x.shape[1] + 1, dtype=torch.float64).numpy().ravel()
     best: tuple[float, float, FloatArray] = (math.inf, l2_grid[0], theta)
     losses: dict[float, float] = {}
-    # From the strongest penalty to the weakest, each started from the solution before it.
+    # From the strongest penalty to weaker ones, each started from the solution before it.
     for l2 in sorted(l2_grid, reverse=True):
         theta = _solve(scaled, targets, loss_sum, outputs, l2, bias, theta)
         w, b = _split(torch.from_numpy(theta), outputs, bias)
         with torch.no_grad():
             losses[l2] = float(loss_sum(held[0] @ w.T + b, held[1])) / len(held[0])
-        if losses[l2] < best[0]:
-            best = (losses[l2], l2, theta)
+        if losses[l2] >= best[0]:
+            # Weaker penalties only fit the training data closer from here on.
+            break
+        best = (losses[l2], l2, theta)
     w, b = _split(torch.from_numpy(best[2]), outputs, bias)
     weight = w / spread
     return LinearHead(weight, b - weight @ centre, best[1], losses)

@@ -349,7 +349,8 @@ def _features(run: Run, data: Prepared, setup: Setup, began: float) -> Fitted:
     run.record("evaluation", **entry)
     run.record("note", message=f"linear head solved; L2 penalty {head.l2:g} chosen on validation loss")
     seconds = time.perf_counter() - began + embedded.saved
-    return Fitted(Predictor(network, head, pooling), [entry], 1, seconds)
+    known = (setup.tokens, embedded.values)
+    return Fitted(Predictor(network, head, pooling, known), [entry], 1, seconds)
 
 
 def solve_head(run: Run, data: Prepared, setup: Setup) -> None:

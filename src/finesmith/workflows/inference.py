@@ -32,6 +32,8 @@ class Predictor:
     network: Network
     head: LinearHead | None = None
     pooling: Pooling = "mean"
+    # What is known of some tokens already: them, and their pooled states, float32 [N, D].
+    known: tuple[Tokens, npt.NDArray[np.float32]] | None = None
 
     def logits(self, tokens: Tokens, positions: Positions, progress: Callable[[int], None] | None = None) -> Floats:
         """Return the logits of the examples at `positions`, float64 [n, C]."""
@@ -41,6 +43,8 @@ class Predictor:
             return run(self.network, tokens, positions, lambda batch: forward.logits(self.network, batch), progress)
         import torch
 
+        if self.known is not None and self.known[0] is tokens:
+            return self.head.logits(torch.from_numpy(self.known[1][positions])).numpy()
         features = run(
             self.network, tokens, positions, lambda batch: forward.embed(self.network, batch, self.pooling), progress
         )
