@@ -42,8 +42,9 @@ def fit_linear(
     l2_grid: Sequence[float] = L2_GRID,
     least_spread: float = 0.0,
 ) -> LinearHead:
-    """Minimise mean loss + l2/2 |W|^2 over standardised features by L-BFGS, for each l2; keep the best on validation.
+    """Minimise mean loss + l2/2 |W|^2 over standardised features by L-BFGS, for l2 from the strongest down.
 
+    Weaker penalties are tried as long as validation loss falls; the best on validation is kept.
     features: [N, D]; targets: what `loss_sum(logits [N, C], targets)` takes. The features are scaled to unit variance
     inside and the scaling is folded into the returned head. Without `bias` they are scaled but not centred. A feature
     that varies less than `least_spread` of the typical one counts as varying so much, which bounds its weights.
