@@ -254,6 +254,8 @@ def runs(
 def main() -> None:
     """Run the command line; a user's mistake is one message and status 2, a fault of ours status 1."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # Waiting threads sleep: when they spin, other work on the same cores slows every step many times over.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not sys.warnoptions:
         # What other libraries will change some day is nothing that a user of this one can act on.
         warnings.simplefilter("ignore", FutureWarning)
