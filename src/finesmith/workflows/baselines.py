@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from finesmith.types import Split
 from finesmith.workflows.embed import embeddings, untouched
+from finesmith.workflows.heads import fit_head
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,21 +107,13 @@ def _tfidf(recipe: Recipe, data: Prepared, metric: str) -> Outputs:
 def _features(recipe: Recipe, run: Run, data: Prepared, setup: Setup) -> Made:
     import torch
 
-    from finesmith.train.linear import fit_linear
-
     if recipe.method.name == "features":
         return {}, "it is the method being tuned", 0.0
     embedded = embeddings(run, data, setup)
     values = torch.from_numpy(embedded.values)
     parts = {split: values[torch.from_numpy(at)] for split, at in data.positions.items()}
     task = data.task
-    head = fit_linear(
-        parts["train"],
-        task.tensor(data.targets["train"]),
-        task.loss,
-        outputs=task.head.outputs,
-        validation=(parts["validation"], task.tensor(data.targets["validation"])),
-    )
+    head = fit_head(data, parts)
     return (
         {split: task.outputs(head.logits(parts[split]).numpy()) for split in ("validation", "test")},
         None,

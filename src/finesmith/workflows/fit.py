@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from finesmith.errors import DataError, DivergenceError
 from finesmith.guards.early_stopping import EarlyStopping
+from finesmith.types import Split
 from finesmith.workflows.embed import embeddings
+from finesmith.workflows.heads import fit_head
 from finesmith.workflows.inference import Predictor
 
 if TYPE_CHECKING:
@@ -322,21 +324,14 @@ def _features(run: Run, data: Prepared, setup: Setup, began: float) -> Fitted:
     """Compute every embedding once, then solve a linear head on them."""
     import torch
 
-    from finesmith.train.linear import fit_linear
-
     network, pooling = setup.network, setup.pooling
     embedded = embeddings(run, data, setup)
     run.record("note", message=f"embeddings {'taken from the cache' if embedded.cached else 'computed'}")
     features = torch.from_numpy(embedded.values)
-    parts = {name: features[torch.from_numpy(data.positions[name])] for name in ("train", "validation")}
+    names: tuple[Split, ...] = ("train", "validation")
+    parts = {name: features[torch.from_numpy(data.positions[name])] for name in names}
     task = data.task
-    head = fit_linear(
-        parts["train"],
-        task.tensor(data.targets["train"]),
-        task.loss,
-        outputs=task.head.outputs,
-        validation=(parts["validation"], task.tensor(data.targets["validation"])),
-    )
+    head = fit_head(data, parts)
     outputs = {name: task.outputs(head.logits(part).numpy()) for name, part in parts.items()}
     entry = {
         "step": 1,
@@ -362,7 +357,6 @@ def solve_head(run: Run, data: Prepared, setup: Setup) -> None:
 
     from finesmith.models import forward
     from finesmith.models.layers import capture_input, final_linear
-    from finesmith.train.linear import fit_linear
     from finesmith.workflows.inference import run as run_network
 
     network, last = setup.network, final_linear(setup.network.classifier)
@@ -372,21 +366,12 @@ def solve_head(run: Run, data: Prepared, setup: Setup) -> None:
             forward.logits(network, batch)
         return seen[0]
 
+    names: tuple[Split, ...] = ("train", "validation")
     parts = {
-        name: torch.from_numpy(run_network(network, setup.tokens, data.positions[name], into_head))
-        for name in ("train", "validation")
+        name: torch.from_numpy(run_network(network, setup.tokens, data.positions[name], into_head)) for name in names
     }
     task = data.task
-    head = fit_linear(
-        parts["train"],
-        task.tensor(data.targets["train"]),
-        task.loss,
-        outputs=task.head.outputs,
-        validation=(parts["validation"], task.tensor(data.targets["validation"])),
-        bias=last.bias is not None,
-        l2_grid=HEAD_L2,
-        least_spread=HEAD_SPREAD,
-    )
+    head = fit_head(data, parts, bias=last.bias is not None, l2_grid=HEAD_L2, least_spread=HEAD_SPREAD)
     with torch.no_grad():
         last.weight.copy_(head.weight)
         if last.bias is not None:
