@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
 from terminal import events, finesmith, read_json, refused, reviews, when_step, write_csv, write_jsonl
@@ -374,7 +375,7 @@ def test_ctrl_c_in_a_process_of_its_own(small: Path, tiny_model: Path, whole: Pa
     words = [sys.executable, "-m", "finesmith", "tune", small, "--model", tiny_model, "--out", folder, *LONG]
     process = subprocess.Popen(
         list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )  # fmt: skip
     try:
         until = time.monotonic() + 120
@@ -390,7 +391,13 @@ def test_ctrl_c_in_a_process_of_its_own(small: Path, tiny_model: Path, whole: Pa
     assert out == ""
     assert "Traceback" not in err
     assert err.endswith(f"finesmith: interrupted\nWhat was done is kept; go on with: finesmith resume {folder}\n")
-    assert finesmith("resume", folder, "-q").status == 0
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if before > 1 else 2)
+    try:
+        assert finesmith("resume", folder, "-q").status == 0, "it goes on with as many threads as it began with"
+        assert torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(before)
     finished_like(folder, whole)
 
 

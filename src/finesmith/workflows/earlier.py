@@ -18,7 +18,7 @@ class Earlier:
     """What an interrupted run left behind.
 
     conditions: holds the fingerprint it began under, None where it may differ; stage: the last one it entered, whose
-    line ends at byte `events` of events.jsonl; reasons: why its columns were chosen.
+    line ends at byte `events` of events.jsonl; reasons: why its columns were chosen; threads: on how many it ran.
     """
 
     checkpoint: Checkpoint | None
@@ -26,6 +26,7 @@ class Earlier:
     stage: str
     events: int
     reasons: dict[str, str]
+    threads: int
 
 
 def earlier_of(folder: Path, found: Checkpoint | None, force: bool) -> Earlier | None:
@@ -41,7 +42,8 @@ def earlier_of(folder: Path, found: Checkpoint | None, force: bool) -> Earlier |
     if found is None and (force or fingerprint is None):
         return None
     began = found or Checkpoint(folder, 0, {}, {}, fingerprint)
-    return Earlier(found, None if force else began, stage, end, read_json(folder / "data.json")["reasons"])
+    reasons, threads = read_json(folder / "data.json")["reasons"], int(began.fingerprint["threads"])
+    return Earlier(found, None if force else began, stage, end, reasons, threads)
 
 
 def enter(run: Run, stage: str, earlier: Earlier | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,8 +79,19 @@ def default_learning_rate(method: str, parameters: int) -> tuple[float, str]:
     ], f"the default of {method} for a {size} model ({parameters / 1e6:.0f} million parameters)"
 
 
-def set_up(recipe: Recipe, run: Run, data: Prepared, base: Base, tokenizer: PreTrainedTokenizerBase) -> Setup:
+def set_up(
+    recipe: Recipe,
+    run: Run,
+    data: Prepared,
+    base: Base,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    threads: int | None = None,
+) -> Setup:
     """Load the network, prepare it for the method, tokenise, and settle what the recipe left open.
+
+    `threads` is the number that an interrupted run began on: sums are split over threads, so going on with as many
+    gives the same bits on whatever the environment offers now.
 
     Raises ModelError or UserError for what the model or the machine cannot do.
     """
@@ -91,6 +102,7 @@ def set_up(recipe: Recipe, run: Run, data: Prepared, base: Base, tokenizer: PreT
     from finesmith.train.devices import choose, set_determinism
 
     device = choose(recipe.train.precision)
+    device = replace(device, threads=threads or device.threads)
     set_determinism(recipe.train.seed, device.threads)
     head = data.task.head
     network, report = load_classifier(

@@ -95,7 +95,7 @@ def _story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
         data.summary["reasons"] = earlier.reasons
 
     enter(run, "model", earlier)
-    setup = set_up(recipe, run, data, base, tokenizer)
+    setup = set_up(recipe, run, data, base, tokenizer, threads=earlier.threads if earlier else None)
     run.record("note", message="tokens taken from the cache" if setup.tokens.cached else "texts tokenised")
     if recipe.train.learning_rate == "auto":
         _find_learning_rate(recipe, run, data, setup)
