@@ -73,12 +73,15 @@ class TunedRun:
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def evaluate(
-        self, data: str | Path, *, text: str | None = None, text_pair: str | None = None, label: str | None = None
-    ) -> dict[str, Any]:
+        self, data: str | Path, *, text: str | None = None, text_pair: str | None = None, label: str | None = None,
+        encoding: str | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
         """Score the model on another labelled file; return scores with intervals."""
         from finesmith.workflows.apply import evaluate_file
 
-        return evaluate_file(str(self.folder), str(data), text=text, text_pair=text_pair, label=label)
+        return evaluate_file(
+            str(self.folder), str(data), text=text, text_pair=text_pair, label=label, encoding=encoding
+        )
 
 
 def tune(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import math
 import os
 import shlex
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finesmith.errors import FinesmithError, UserError
+from finesmith.errors import FinesmithError, UserError, printable
 
 if TYPE_CHECKING:
     from finesmith.console import Display
@@ -39,6 +41,9 @@ Plan = Annotated[list[str], typer.Argument(metavar="DATA|RECIPE", help="Data (fi
 Text = Annotated[str | None, typer.Option("--text", help="The text column, where it has another name.")]
 TextPair = Annotated[
     str | None, typer.Option("--text-pair", help="The column of the second text, where it has another name.")
+]
+Encoding = Annotated[
+    str | None, typer.Option("--encoding", help="The file's encoding, where it is not that of the training data.")
 ]
 Model = Annotated[str | None, typer.Option("--model", help="Base model: a folder, a hub id, or 'default' (bundled).")]
 
@@ -64,7 +69,7 @@ def start(context: typer.Context, version: Version = False) -> None:
 
 
 class StoppedError(Exception):
-    """Ctrl-C or SIGTERM, as an exception that the command-line library leaves alone; its cause is the original."""
+    """A signal, as an exception that the command-line library leaves alone; its cause is the original."""
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -72,8 +77,11 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def guarded(*values: Any, **named: Any) -> None:
+        from finesmith.workflows.signals import Stopping
+
         try:
-            function(*values, **named)
+            with Stopping().listening():
+                function(*values, **named)
         except KeyboardInterrupt as stop:
             raise StoppedError from stop
 
@@ -170,22 +178,31 @@ def predict(
     ] = None,
     text: Text = None,
     text_pair: TextPair = None,
+    encoding: Encoding = None,
     quiet: Quiet = False,
 ) -> None:
     """Add predictions to a file, row by row in its order."""
-    from finesmith.deploy.export import check_target, write_table
+    from finesmith.deploy.export import check_target, write_tables
+    from finesmith.deploy.formulas import Formulas
     from finesmith.workflows.apply import predict_file
 
     if out is not None:
         check_target(out, data)
-    display = _display(quiet)
+    display, formulas = _display(quiet), Formulas()
     try:
-        table = predict_file(folder, data, text=text, text_pair=text_pair, progress=display.bar("predicting", "rows"))
+        bar = display.bar("predicting", "rows")
+        tables = predict_file(folder, data, text=text, text_pair=text_pair, encoding=encoding, progress=bar)
+        if out is None:
+            # The screen, or the program that reads from us, gets all or nothing, and no bar between the rows.
+            tables = iter(list(tables))
+            display.close()
+        rows = write_tables(formulas.counted(tables), out)
     finally:
         display.close()
-    write_table(table, out)
+    if out is not None and out.endswith(".csv") and not quiet and (told := formulas.told()):
+        typer.echo(_clean(told), err=True)
     if out is not None and not quiet:
-        typer.echo(_clean(f"{table.num_rows:,} rows written to {out}"), err=True)
+        typer.echo(_clean(f"{rows:,} rows written to {out}"), err=True)
 
 
 @command
@@ -195,6 +212,7 @@ def evaluate(
     text: Text = None,
     text_pair: TextPair = None,
     label: Annotated[str | None, typer.Option("--label", help="The label column, where it has another name.")] = None,
+    encoding: Encoding = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -204,8 +222,9 @@ def evaluate(
     display = _display(quiet or as_json)
     try:
         result = evaluate_file(
-            folder, data, text=text, text_pair=text_pair, label=label, progress=display.bar("predicting", "rows")
-        )
+            folder, data, text=text, text_pair=text_pair, label=label, encoding=encoding,
+            progress=display.bar("predicting", "rows"),
+        )  # fmt: skip
     finally:
         display.close()
     if as_json:
@@ -263,9 +282,10 @@ def main() -> None:
     try:
         sys.exit(app(prog_name="finesmith", standalone_mode=False))  # the status that a command left with, or None
     except (StoppedError, typer.Abort, KeyboardInterrupt) as stop:
-        sys.exit(_complain("interrupted", stop.__cause__ or stop, 130))
+        sys.exit(_stopped(stop.__cause__ or stop))
     except FinesmithError as error:
-        sys.exit(_complain(str(error), error, error.exit_status))
+        quoted = f"it says: {error.quote}" if error.quote else ""
+        sys.exit(_complain(str(error), error, error.exit_status, private=quoted))
     except UsageError as error:
         sys.exit(_misused(error))
     except BrokenPipeError:
@@ -273,16 +293,29 @@ def main() -> None:
         sys.exit(1)
     except Exception as error:
         if os.environ.get("FINESMITH_TRACEBACK"):
-            raise
+            sys.exit(_complain("".join(traceback.format_exception(error)).rstrip(), Exception(), 1))
         sys.exit(_refused_by_machine(error) or _fault(error))
+    except BaseException as error:
+        # Libraries in Rust stop by an exception that is none of Python's own, on patterns that take for ever above all.
+        if type(error).__name__ != "PanicException":
+            raise
+        sys.exit(_complain(f"the tokenizer gave up ({str(error)[:200]}); name another model.base", error, 2))
 
 
-def _complain(message: str, error: BaseException, status: int) -> int:
+def _complain(message: str, error: BaseException, status: int, *, private: str = "") -> int:
     """Print an error with its notes; return the exit status."""
     from finesmith.console import complain
 
-    complain("\n".join([message, *getattr(error, "__notes__", ())]))
+    complain("\n".join([message, *getattr(error, "__notes__", ())]), private=private)
     return status
+
+
+def _stopped(stop: BaseException) -> int:
+    """Tell that the command was interrupted; return the status that a shell expects after that signal."""
+    from finesmith.workflows.signals import Stopped, Stopping
+
+    with Stopping().listening(patience=math.inf):
+        return _complain("interrupted", stop, stop.exit_status if isinstance(stop, Stopped) else 130)
 
 
 def _misused(error: Any) -> int:
@@ -314,11 +347,15 @@ def _refused_by_machine(error: Exception) -> int | None:
 
 
 def _fault(error: Exception) -> int:
+    """Ask to report an unexpected error. Its message may hold anything: it is shown on a terminal only."""
+    from finesmith.workflows.ending import fault
+
     return _complain(
-        f"an error of finesmith itself, please report it: {type(error).__name__}: {str(error)[:500]}\n"
-        "Set FINESMITH_TRACEBACK=1 to see where it happened",
+        f"an error of finesmith itself, please report it: {fault(error)}\n"
+        "Set FINESMITH_TRACEBACK=1 to see all of it; it may hold texts of your data",
         error,
         1,
+        private=f"Its message (look at it before you pass it on): {str(error)[:500]}",
     )
 
 
@@ -368,6 +405,4 @@ def _print_json(value: Any) -> None:
 
 
 def _clean(text: str) -> str:
-    from finesmith.console import printable
-
     return printable(text)

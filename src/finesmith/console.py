@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+
+from finesmith.discreet import discreet
+from finesmith.errors import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -15,7 +19,8 @@ SEVERITY = {"error": "red", "warning": "yellow", "info": "dim"}
 class Display:
     """Listens to a run's events and shows them on standard error.
 
-    On a terminal: coloured notes and a live bar. Elsewhere: plain lines for what matters, no bar. quiet: nothing.
+    On a terminal: coloured notes and a live bar. Elsewhere: plain lines for what matters, no bar, and no piece of the
+    data's texts. quiet: nothing.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -23,17 +28,26 @@ class Display:
 
         self.console = Console(stderr=True, quiet=quiet, highlight=False)
         self.live = self.console.is_terminal and not quiet
+        self._gone = False
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._latest: dict[str, Any] = {}
 
     def __call__(self, event: Mapping[str, Any]) -> None:
-        """Show one event."""
+        """Show one event; a terminal that has gone is no reason to stop."""
+        if self._gone:
+            return
+        try:
+            self._show(event)
+        except (OSError, SystemExit):  # rich leaves the program where a pipe is closed
+            self._gone = True
+
+    def _show(self, event: Mapping[str, Any]) -> None:
         kind = str(event["event"])
-        show = {
+        known: dict[str, Callable[[Mapping[str, Any]], None]] = {
             "stage": self._stage,
             "note": lambda e: self._say(str(e["message"]), "dim"),
-            "audit": lambda e: self._say(f"audit: {e['message']}", SEVERITY[str(e["severity"])]),
+            "audit": self._audit,
             "baseline": self._baseline,
             "step": self._step,
             "embedding": lambda e: self._bar("embedding", int(e["done"]), int(e["total"]), "texts", ""),
@@ -42,9 +56,10 @@ class Display:
             "test_opened": lambda e: self._say(f"test split opened ({e['examples']:,} examples)", "dim"),
             "lr_range": lambda e: self._say(f"learning-rate range test suggests {e['suggestion']:g}", "dim"),
             "verdict": self._verdict,
-        }.get(kind)
-        if show is not None:
-            show(event)
+            "stopping": lambda e: self._say(str(e["message"]), "bold yellow"),
+        }
+        if kind in known:
+            known[kind](event)
 
     def bar(self, name: str, unit: str) -> Callable[[int, int], None]:
         """Return the function that moves a bar: it takes how many are done, and of how many."""
@@ -53,13 +68,18 @@ class Display:
     def close(self) -> None:
         """Take the bar down."""
         if self._progress is not None:
-            self._progress.stop()
+            with contextlib.suppress(OSError, SystemExit):  # the terminal may have gone
+                self._progress.stop()
             self._progress = None
             self._tasks.clear()
 
     def _say(self, text: str, style: str = "") -> None:
         # A line stays a line where nobody looks at it on a screen.
-        self.console.print(printable(text), style=style or None, markup=False, soft_wrap=not self.live)
+        self.console.print(printable(discreet(text)), style=style or None, markup=False, soft_wrap=not self.live)
+
+    def _audit(self, event: Mapping[str, Any]) -> None:
+        shows = f": {event['shows']}" if self.live and event.get("shows") else ""
+        self._say(f"audit: {event['message']}{shows}", SEVERITY[str(event["severity"])])
 
     def _stage(self, event: Mapping[str, Any]) -> None:
         self.close()
@@ -112,11 +132,12 @@ class Display:
         self._progress.update(self._tasks[name], completed=done, total=total, rate=rate, told=told)
 
 
-def printable(text: str) -> str:
-    """Return text without control characters, so that data cannot drive the terminal."""
-    return "".join(c if c == "\n" or (c.isprintable()) else "�" for c in text)
+def complain(message: str, *, private: str = "") -> None:
+    """Print an error to standard error; `private`, which may hold the user's data, on a terminal only.
 
-
-def complain(message: str) -> None:
-    """Print an error to standard error."""
-    sys.stderr.write(f"finesmith: {printable(message)}\n")
+    Nobody hears it where the terminal has gone.
+    """
+    told = "\n".join(filter(None, (message, private if sys.stderr.isatty() else "")))
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"finesmith: {printable(discreet(told))}\n")
+        sys.stderr.flush()

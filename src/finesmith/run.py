@@ -13,21 +13,38 @@ report.html            made from the above alone
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
+import re
+import shutil
+import stat
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from finesmith import __version__
+from finesmith.discreet import discreet, discreet_values
 from finesmith.errors import RunError
+
+AGAIN = "copy it back from where it is whole, or tune again"
 
 State = Literal["running", "finished", "failed", "interrupted"]
 Listener = Callable[[Mapping[str, Any]], None]
+
+# What an event holds for the screen only: pieces of the user's texts.
+FOR_THE_SCREEN = frozenset({"shows"})
+# Files written while it is still open whether a resume goes on, and space for saying how a run ended on a full disk.
+HELD, RESERVE, RESERVE_BYTES = ".held", ".reserve", 64 * 1024
+# What a process that could not even begin may leave: such a folder counts as empty.
+BEGUN = frozenset({".lock", RESERVE, "events.jsonl"})
+DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO})
+LOCK_SECONDS = 0.3
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "safetensors", "numpy", "scikit-learn", "pyarrow")
 
@@ -55,18 +72,28 @@ class Run:
 
         self.folder = folder
         self.listeners: list[Listener] = []
+        # Set by the workflow: what is left out of a file, by its name.
+        self.withhold: Callable[[str, Any], Any] = lambda _, value: value
+        self.holding = False
         self._muted = False
+        self._pending: dict[str, Any] = {}
         self._lock = FileLock(folder / ".lock")
         try:
-            self._lock.acquire(timeout=0)
-            self._events = (folder / "events.jsonl").open("ab")
+            # Whoever only looks at the state of a run holds the lock for a moment.
+            self._lock.acquire(timeout=LOCK_SECONDS)
+            self._events = (folder / "events.jsonl").open("ab", buffering=0)
+            self._size = os.fstat(self._events.fileno()).st_size
+            (folder / RESERVE).write_bytes(os.urandom(RESERVE_BYTES))
         except Timeout:
             raise RunError(
                 f"{folder} is in use by another finesmith process; wait for it or choose another --out"
             ) from None
         except OSError as error:
+            (folder / RESERVE).unlink(missing_ok=True)
             self._lock.release()
-            raise RunError(f"cannot write into {folder}: {error.strerror or error}") from error
+            raise RunError(
+                f"cannot write into {folder}: {error.strerror or error}; free some space or mend its permissions"
+            ) from error
 
     @classmethod
     def create(cls, folder: Path, *, command: str) -> Run:
@@ -74,58 +101,110 @@ class Run:
 
         Raises RunError when it holds a run already, is not empty, or cannot be written.
         """
-        if (folder / "run.json").exists():
-            raise RunError(_occupied(folder, read_state(folder)))
         try:
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            if (folder / "run.json").exists():
+                raise RunError(_occupied(folder, read_state(folder)))
+            if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - BEGUN):
                 raise RunError(f"{folder} exists and is not an empty folder; choose another with --out")
         except OSError as error:
             raise RunError(
                 f"cannot look into {folder}: {error.strerror or error}; choose another with --out"
             ) from error
+        except ValueError as error:
+            raise RunError(f"{folder} is no name of a folder ({error}); choose another with --out") from error
         try:
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(
-                f"cannot make the run folder {folder}: {error.strerror or error}; choose another with --out"
-            ) from error
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else None
+            raise RunError(f"cannot make the run folder {folder}: {why or error}; choose another with --out") from error
         run = cls(folder)
-        run.write_json("run.json", {"finesmith": __version__, "state": "running", "started": now(), "command": command})
-        run.update(machine=machine(), versions=versions())
+        if (folder / "run.json").exists():
+            run.close()
+            raise RunError(_occupied(folder, read_state(folder)))
+        about = {"finesmith": __version__, "state": "running", "started": now(), "command": discreet(command)}
+        try:
+            run.write_json("run.json", {**about, "machine": machine(), "versions": versions()})
+        except RunError:
+            run.close()
+            raise
         return run
 
     @classmethod
     def reopen(cls, folder: Path) -> Run:
-        """Open an interrupted run to go on with it.
+        """Open an interrupted run to go on with it; nothing in it changes before `release`.
 
         Raises RunError when there is no run, or it has finished.
         """
-        state = read_state(folder)
-        if state == "finished":
-            raise RunError(f"{folder} has finished; there is nothing to resume. See {folder / 'report.html'}")
+        read_state(folder)
         run = cls(folder)
+        if read_json(folder / "run.json")["state"] == "finished":
+            run.close()
+            raise RunError(f"{folder} has finished; there is nothing to resume. See {folder / 'report.html'}")
+        run._discard()
+        run.holding = True
         run.update(state="running", error=None, resumed=now(), machine=machine(), versions=versions())
         return run
 
+    def release(self) -> None:
+        """Put the files that were written since `reopen` into their places: the run goes on."""
+        if not self.holding:
+            return
+        self.holding = False
+        held = self.folder / HELD
+        for path in sorted(path for path in held.rglob("*") if path.is_file()):
+            path.replace(self.folder / path.relative_to(held))
+        self._discard()
+        for leftover in (*self.folder.glob(".*.tmp"), *self.folder.glob("*/.*.tmp")):
+            leftover.unlink(missing_ok=True)
+        self.update(**self._pending)
+
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file, whole or not at all."""
-        write_whole(self.folder / name, json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n")
+        kept = plain(self.withhold(name, value))
+        self.write_text(name, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file, whole or not at all."""
-        write_whole(self.folder / name, text)
+        write_whole(self._place(name), text)
+
+    def write_table(self, name: str, columns: Mapping[str, Any]) -> None:
+        """Write columns as a parquet file, whole or not at all."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        with whole(self._place(name)) as beside:
+            pq.write_table(pa.table(columns), beside)
 
     def update(self, **fields: Any) -> None:
         """Set fields of run.json."""
-        self.write_json("run.json", {**read_json(self.folder / "run.json"), **fields})
+        if self.holding:
+            self._pending |= fields
+        else:
+            # No state may be on the disk before the events that led to it.
+            self.sync_events()
+            self.write_json("run.json", {**read_json(self.folder / "run.json"), **fields})
 
     def record(self, event: str, **fields: Any) -> None:
-        """Append an event to events.jsonl and tell the listeners."""
+        """Append an event to events.jsonl, its line whole or not at all, and tell the listeners.
+
+        Raises RunError when the disk is full.
+        """
         if self._muted:
             return
         line = {"event": event, "time": now(), **fields}
-        self._events.write(json.dumps(plain(line), ensure_ascii=False).encode() + b"\n")
-        self._events.flush()
+        kept = discreet_values(plain({key: value for key, value in line.items() if key not in FOR_THE_SCREEN}))
+        rest = memoryview(json.dumps(kept, ensure_ascii=False).encode() + b"\n")
+        end = self._size + len(rest)
+        try:
+            while rest:
+                rest = rest[self._events.write(rest) :]
+        except OSError as error:
+            os.ftruncate(self._events.fileno(), self._size)
+            raise RunError(
+                f"cannot write {self.folder / 'events.jsonl'}: {error.strerror or error}; free some space or mend its "
+                "permissions"
+            ) from error
+        self._size = end
         for listener in self.listeners:
             listener(line)
 
@@ -141,24 +220,37 @@ class Run:
 
     def unmute(self, size: int) -> None:
         """Record again, after cutting events.jsonl to the `size` in bytes that the checkpoint knew."""
+        self.release()
         self._muted = False
-        os.ftruncate(self._events.fileno(), size)
+        self._size = min(size, self._size)
+        os.ftruncate(self._events.fileno(), self._size)
 
-    @property
-    def events_size(self) -> int:
-        """The size of events.jsonl in bytes."""
-        return self._events.tell()
+    def sync_events(self) -> int:
+        """Flush events.jsonl to the disk and return its size in bytes."""
+        os.fsync(self._events.fileno())
+        return self._size
 
     def finish(self, state: State, *, seconds: float, error: Mapping[str, str] | None = None) -> None:
-        """Write how the run ended."""
+        """Write how the run ended, on a full disk too; a resume that was refused leaves everything as it was."""
+        if self.holding:
+            return
+        (self.folder / RESERVE).unlink(missing_ok=True)
         before = float(read_json(self.folder / "run.json").get("seconds") or 0.0)
-        self.update(state=state, finished=now(), seconds=before + seconds, error=error)
+        self.update(state=state, finished=now(), seconds=before + seconds, error=discreet_values(error))
 
     def close(self) -> None:
         """Give the folder free."""
         self._events.close()
+        (self.folder / RESERVE).unlink(missing_ok=True)
+        self._discard()
         self._lock.release()
         # The file stays: removing it could free the lock that another process has just taken.
+
+    def _place(self, name: str) -> Path:
+        return self.folder / HELD / name if self.holding else self.folder / name
+
+    def _discard(self) -> None:
+        shutil.rmtree(self.folder / HELD, ignore_errors=True)
 
 
 def _occupied(folder: Path, state: str) -> str:
@@ -171,21 +263,77 @@ def _occupied(folder: Path, state: str) -> str:
     return f"{folder} already holds a run ({state}); {ways.get(state, again)}"
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write beside and rename, so that a reader never sees half a file.
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a path beside `path` to write to; then flush it to the disk and rename it, so that none sees half a file.
 
     Raises RunError when the disk is full or the folder cannot be written.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, "utf-8")
+        yield beside
+        sync(beside)
         beside.replace(path)
+        sync(path.parent)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise RunError(
             f"cannot write {path}: {error.strerror or error}; free some space or mend its permissions"
         ) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str | bytes) -> None:
+    """Write beside and rename, so that a reader never sees half a file.
+
+    Raises RunError when the disk is full or the folder cannot be written.
+    """
+    with whole(path) as beside:
+        beside.write_bytes(text.encode() if isinstance(text, str) else text)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder beside `path` to fill; then flush it to the disk and put it in the place of `path`."""
+    beside, old = (path.with_name(f".{path.name}.{kind}") for kind in ("new", "old"))
+    for leftover in (beside, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        for inner in beside.rglob("*"):
+            sync(inner)
+        sync(beside)
+        if path.exists():
+            path.rename(old)
+        beside.rename(path)
+        sync(path.parent)
+    finally:
+        for leftover in (beside, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or a folder's list of names, to the disk, where the system can (Windows: files alone)."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def disk_trouble(error: BaseException) -> str | None:
+    """Return in words what the disk refused; None where the error is about something else."""
+    # Libraries written in Rust give the system's number in their text only.
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+    if number not in DISK:
+        return None
+    place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+    return f"{place}{os.strerror(number)}"
 
 
 def read_json(path: Path) -> Any:
@@ -196,9 +344,30 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise RunError(f"{path} is missing; is {path.parent} a run folder?") from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from error
+        raise RunError(f"{path} is missing; is {path.parent} a run folder? {AGAIN}") from None
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}; {AGAIN}") from error
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path} cannot be read: {str(error)[:200]}; it is damaged: {AGAIN}") from error
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuse a run folder with links that lead out of it, pipes or devices: reading and writing would follow them.
+
+    Raises:
+        RunError: the first of them is named.
+    """
+    home = folder.resolve()
+    for place, inner, files in os.walk(folder):
+        for path in (Path(place, name) for name in [*inner, *files]):
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:
+                continue  # a file that was being written has its own name now
+            leads_out = stat.S_ISLNK(mode) and not Path(os.path.realpath(path)).is_relative_to(home)
+            if leads_out or not (stat.S_ISLNK(mode) or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                what = "a link that leads out of the run folder" if leads_out else "not an ordinary file"
+                raise RunError(f"{path} is {what}, and nothing is read or written through it; remove it")
 
 
 def read_state(folder: Path) -> str:
@@ -208,11 +377,12 @@ def read_state(folder: Path) -> str:
     """
     from filelock import FileLock, Timeout
 
+    refuse_links(folder)
     if not (folder / "run.json").is_file():
         raise RunError(f"{folder} is not a run folder (no run.json in it); `finesmith runs` lists those there are")
     about = read_json(folder / "run.json")
     if not isinstance(about, dict) or about.get("state") not in get_args(State):
-        raise RunError(f"{folder / 'run.json'} is damaged: it does not say how the run ended")
+        raise RunError(f"{folder / 'run.json'} is damaged: it does not say how the run ended; {AGAIN}")
     state = str(about["state"])
     if state != "running":
         return state

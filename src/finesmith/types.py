@@ -49,8 +49,9 @@ class Examples:
 class Finding:
     """One thing the audit noticed.
 
-    `ids` are the ids of every affected example; `details` holds figures for the report (plain JSON values);
-    `examples` are short excerpts; `action` is what is done about it, `remedy` what the user can do.
+    `message` quotes no text and no group, because events and model cards repeat it; `shows` is what they say, for the
+    report and the screen. `ids` are the ids of every affected example; `details` holds figures for the report (plain
+    JSON values); `examples` are short excerpts; `action` is what is done about it, `remedy` what the user can do.
     """
 
     kind: str
@@ -61,6 +62,7 @@ class Finding:
     details: Mapping[str, Any] = field(default_factory=dict)
     action: Action = "keep"
     remedy: str = ""
+    shows: str = ""
 
 
 @dataclass(frozen=True, slots=True)

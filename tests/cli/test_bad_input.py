@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import sys
@@ -520,8 +521,11 @@ def test_a_fault_of_ours_leaves_with_status_1(
     with monkeypatch.context() as patch:
         patch.setattr("finesmith.workflows.fit.fit", broken)
         said = refused("tune", small, "--model", tiny_model, "--out", tmp_path / "run", status=1)
-    mentions(said, "please report", "KeyError", "surprise", "FINESMITH_TRACEBACK=1", str(tmp_path / "run"))
-    assert read_json(tmp_path / "run" / "run.json")["error"] == {"kind": "internal", "message": "KeyError: 'surprise'"}
+    mentions(said, "please report", "KeyError", "tune.py:", "FINESMITH_TRACEBACK=1", str(tmp_path / "run"))
+    assert "surprise" not in said, "such a message may hold anything, and a pipe may lead into a log"
+    error = read_json(tmp_path / "run" / "run.json")["error"]
+    assert error["kind"] == "internal"
+    assert re.fullmatch(r"KeyError at workflows/tune\.py:\d+", error["message"])
     assert "KeyError" in (tmp_path / "run" / "report.html").read_text("utf-8")
     assert finesmith("resume", tmp_path / "run", "-q").status == 0, "nothing is lost"
 

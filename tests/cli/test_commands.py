@@ -347,7 +347,7 @@ def finished_like(folder: Path, whole: Path) -> None:
     assert steps == list(range(1, 31)), "every step stands in the events once"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_says_so_and_resumes_to_the_same_weights(
     number: int, small: Path, tiny_model: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,7 +355,8 @@ def test_an_interrupted_run_says_so_and_resumes_to_the_same_weights(
     with monkeypatch.context() as patch:
         patch.setattr("finesmith.console.Display.__call__", when_step(17, lambda: os.kill(os.getpid(), number)))
         said = finesmith("tune", small, "--model", tiny_model, "--out", folder, *LONG)
-    assert said.status == 130
+    assert said.status == 128 + number, "as a shell expects it of a program that the signal ended"
+    assert (folder / "checkpoints" / "step-00000017").is_dir(), "the step is finished and saved"
     assert said.complaint == (
         f"finesmith: interrupted\nWhat was done is kept; go on with: finesmith resume '{folder}'\n"
     )
@@ -410,10 +411,42 @@ def test_an_interruption_before_anything_was_learnt_is_resumed_from_the_start(
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr("finesmith.workflows.prepare.prepare", stop)
-        assert finesmith("tune", small, "--model", tiny_model, "--out", folder).status == 130
+        assert finesmith("tune", small, "--model", tiny_model, "--out", folder).status == 143
     said = finesmith("resume", folder, "-q", "--json")
     assert said.status == 0, said.err
     assert json.loads(said.out)["folder"] == str(folder)
+
+
+def test_signals_end_commands_without_a_run_folder_too(
+    tuned: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("finesmith.workflows.apply.predict_file", stop)
+    said = finesmith("predict", tuned, small)
+    assert (said.status, said.out, said.err) == (143, "", "finesmith: interrupted\n")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), BrokenPipeError(32, "Broken pipe")])
+def test_a_terminal_that_has_gone_does_not_stop_a_run(error: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finesmith.console import Display, complain
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise error
+
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    monkeypatch.setattr("os.dup2", lambda *_: None)  # rich turns standard output off
+    display = Display()
+    display({"event": "note", "message": "nobody reads this"})
+    display({"event": "step", "step": 1, "total": 2, "loss": 1.0})
+    display.close()
+    complain("nor this")
 
 
 def test_commands_without_a_run_folder_are_interrupted_plainly(

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finesmith.data import language
 from finesmith.data.language import LANGUAGES, detect, detect_many
 
 
@@ -83,3 +84,23 @@ def test_spanish_sentences_are_recognised(shared: Path) -> None:
     languages = detect_many(sentences)
     assert languages.count("es") / len(sentences) >= 0.99
     assert sum(language not in ("es", None) for language in languages) / len(sentences) < 0.002
+
+
+def test_many_side_by_side_are_told_as_the_library_tells_each_alone(shared: Path) -> None:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    library = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    library.set_languages([*LANGUAGES, language.NOT_A_LANGUAGE])
+    lines = (shared / "data/film_reviews/validation.jsonl").read_text(encoding="utf-8").splitlines()[:300]
+    spanish = (shared / "data/spanish_fakenews/development.jsonl").read_text(encoding="utf-8")
+    texts = [json.loads(line)["text"] for line in lines] + re.findall(r"[^\W\d_]{4,}(?: \w+){0,6}", spanish)[:1500]
+    texts += ["Ovo je vrlo lijep i zanimljiv jezik", "Ово је врло леп и занимљив језик", "THE PLOT IS THIN", "ok", ""]
+    expected = []
+    for text in texts:
+        content = language._bytes(text)
+        name, likelihood = library.classify(content) if content else (language.NOT_A_LANGUAGE, 1.0)
+        sure = likelihood >= language.SURER.get(name, language.CONFIDENCE) and name != language.NOT_A_LANGUAGE
+        expected.append(name if sure else None)
+    assert len({*expected}) > 4
+    assert detect_many(texts) == expected
+    assert [detect(text) for text in texts[-50:]] == expected[-50:]

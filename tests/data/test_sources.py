@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from finesmith.data import decode, delimited, folders, hub
+from finesmith.data import bounds, delimited, folders, hub
 from finesmith.data.sources import read, split_files
 from finesmith.errors import DataError
 
@@ -228,11 +228,11 @@ def test_gzip_faults_and_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     two = gzip.compress(b"text,label\na,b\n") + gzip.compress(b"c,d\n")
     assert read([write(tmp_path / "c.csv.gz", two)]).table.num_rows == 2
     bomb = write(tmp_path / "d.txt.gz", gzip.compress(b"\n" * 40_000_000))
-    monkeypatch.setattr(decode, "UNPACK_RATIO_FROM_BYTES", 10_000_000)
-    assert "unpack to more than" in refusal(bomb)
-    monkeypatch.setattr(decode, "UNPACK_RATIO_FROM_BYTES", 2**30)
-    monkeypatch.setattr(decode, "MAX_UNPACKED_BYTES", 1_000_000)
-    assert "unpack to more than" in refusal(bomb)
+    monkeypatch.setattr(bounds, "GROWTH_COUNTS_FROM", 10_000_000)
+    assert "which no data file does" in refusal(bomb)
+    monkeypatch.setattr(bounds, "MOST_GROWTH", 10_000)
+    monkeypatch.setattr(bounds, "free_memory", lambda: 20_000_000)
+    assert "of memory are free" in refusal(bomb)
 
 
 # Delimited text

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finesmith.data import chunks as chunks_module
+from finesmith.data import token_cache
 from finesmith.data import tokens as module
-from finesmith.data.token_cache import Column
 from finesmith.data.tokens import Tokens, tokenize
-from finesmith.errors import DataError, RunError, UserError
+from finesmith.errors import DataError, UserError
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +95,8 @@ def test_any_text_equals_calling_the_tokenizer(
 def test_chunks_do_not_change_the_rows(wordpiece: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [f"row {i} " + "more words " * (i % 7) for i in range(50)]
     expected = tokenize(texts, None, wordpiece, max_length=12, cache=None)
-    monkeypatch.setattr(module, "CHUNK_ROWS", 7)
-    monkeypatch.setattr(module, "CHUNK_CHARACTERS", 100)
+    monkeypatch.setattr(chunks_module, "ENGINE_ROWS", 7)
+    monkeypatch.setattr(chunks_module, "ENGINE_CHARACTERS", 100)
     found = tokenize(texts, None, wordpiece, max_length=12, cache=None)
     assert rows(found) == rows(expected)
     assert np.array_equal(found.original_lengths, expected.original_lengths)
@@ -168,7 +169,7 @@ def test_no_rows(wordpiece: Any, tmp_path: Path) -> None:
 def test_cache_is_reused_without_tokenising(wordpiece: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = tokenize(TEXTS, PAIRS, wordpiece, max_length=16, cache=tmp_path)
     assert not first.cached
-    monkeypatch.setattr(module, "_fast_chunks", None)
+    monkeypatch.setattr(module, "chunks", None)
     second = tokenize(TEXTS, PAIRS, wordpiece, max_length=16, cache=tmp_path)
     assert second.cached
     assert isinstance(second.tokens, np.memmap)
@@ -229,13 +230,23 @@ def test_half_written_build_is_removed(wordpiece: Any, tmp_path: Path) -> None:
     assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_full_disk_leaves_nothing_and_says_so(wordpiece: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Column, values: Any) -> None:
-        raise OSError(28, os.strerror(28))
+@pytest.mark.parametrize("written", [0, 3, 7])
+def test_full_disk_leaves_nothing_and_goes_on_in_memory(
+    wordpiece: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    expected = tokenize(TEXTS, PAIRS, wordpiece, max_length=16, cache=None)
+    write, calls = token_cache._write, []
 
-    monkeypatch.setattr(Column, "append", full)
-    with pytest.raises(RunError, match=r"No space left on device; free some space"):
-        tokenize(TEXTS, None, wordpiece, max_length=16, cache=tmp_path)
+    def full(file: Any, rest: memoryview) -> None:
+        calls.append(len(rest))
+        if len(calls) > written:
+            raise OSError(28, os.strerror(28))
+        write(file, rest)
+
+    monkeypatch.setattr(token_cache, "_write", full)
+    found = tokenize(TEXTS, PAIRS, wordpiece, max_length=16, cache=tmp_path)
+    assert "No space left on device" in found.refused
+    assert rows(found) == rows(expected)
     assert list(tmp_path.iterdir()) == []
 
 

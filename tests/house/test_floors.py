@@ -12,6 +12,7 @@ import finesmith
 PACKAGE = Path(finesmith.__file__).parent
 
 FLOORS = {
+    "discreet": -1,
     "__init__": 0, "errors": 0, "types": 0,
     "recipe": 1, "run": 1,
     "data": 2, "models": 2, "train": 2, "evaluate": 2,

@@ -37,7 +37,7 @@ from transformers import (
 from finesmith.errors import ModelError
 from finesmith.models import forward
 from finesmith.models.attention import layout_of
-from finesmith.models.forward import OFFSET_POSITIONS, Network
+from finesmith.models.forward import FIRST_TOKEN, OFFSET_POSITIONS, Network
 from finesmith.models.load import choose_attention
 from finesmith.types import Batch
 
@@ -226,6 +226,32 @@ def test_families_without_a_ragged_form_run_padded_and_say_so(kind: str) -> None
     assert f"padded: {kind} cannot run ragged" in network.why
     with pytest.raises(ModelError, match=f"model.attention is ragged, but {kind} cannot run so"):
         choose_attention(network, "ragged")
+
+
+@pytest.mark.parametrize("kind", sorted(FIRST_TOKEN))
+def test_the_top_layer_computes_only_what_the_head_reads(kind: str) -> None:
+    network, _ = build(kind)
+    seen: list[int] = []
+    top: Any = network.classifier.base_model.encoder.layer[-1]
+    for part in (top.attention.self.query, top.attention.self.key, top.intermediate):
+        part.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[-2]))
+    forward.logits(network, make(LENGTHS))
+    assert seen == [len(LENGTHS), sum(LENGTHS), len(LENGTHS)]
+    seen.clear()
+    forward.embed(network, make(LENGTHS), "mean")
+    assert seen == [sum(LENGTHS)] * 3, "the mean reads every token"
+
+
+def test_a_decoder_made_of_such_layers_computes_everything() -> None:
+    config = copy.deepcopy(ALL["bert"])
+    config.is_decoder = True
+    model: Any = AutoModelForSequenceClassification.from_config(config).double()
+    plain = copy.deepcopy(model)
+    network = Network(model, model, None, False, "", 0)  # type: ignore[arg-type]
+    choose_attention(network, "ragged")
+    batch = make([5, 9])
+    with torch.no_grad():
+        assert same(forward.logits(network, batch), one_by_one(plain, batch))
 
 
 def test_padded_on_request_equals_ragged() -> None:

@@ -129,6 +129,22 @@ def test_a_local_base_is_no_hub_name_and_its_path_is_not_told(tmp_path: Path, ba
     assert base not in text
 
 
+def test_an_adapter_on_a_folder_says_how_it_is_put_together(tmp_path: Path) -> None:
+    folder = synthetic_run.write(tmp_path / "run", test_rows=20, steps=10)
+    change(folder, "model", method="lora", base="my-model", base_sha256="0" * 64)
+    assert 'PeftModel.from_pretrained(base, "path/to/model")' in card.build(folder)
+
+
+def test_what_the_texts_say_is_not_in_the_card(tmp_path: Path) -> None:
+    folder = synthetic_run.write(tmp_path / "run", test_rows=20, steps=10)
+    finding = {"kind": "label_in_text", "severity": "error", "message": "the text gives the label away"}
+    change(folder, "audit", findings=[{**finding, "shows": "'[SPAM]'", "examples": [{"id": 1, "text": "a secret"}]}])
+    text = card.build(folder)
+    assert "the text gives the label away" in text
+    assert "SPAM" not in text
+    assert "secret" not in text
+
+
 def test_what_is_missing_is_left_out(tmp_path: Path) -> None:
     front, body = split(card.build(tmp_path))
     assert set(front) == {"library_name", "pipeline_tag", "tags"}

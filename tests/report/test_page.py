@@ -291,6 +291,34 @@ def test_confident_mistakes_come_first(tmp_path: Path) -> None:
     assert [row.given for row in found.confident] == [0.01, 0.0, 0.4]
 
 
+def test_withheld_texts_are_said_to_be(tmp_path: Path) -> None:
+    folder = synthetic_run.write(tmp_path / "run", test_rows=20, steps=10)
+    assert "withheld" not in parsed(page.build(folder)).words
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(f"{recipe.read_text('utf-8')}\noutput:\n  redact: true\n", "utf-8")
+    finding = {"kind": "html", "severity": "warning", "message": "1 row", "examples": [{"id": 7, "label": "a"}]}
+    synthetic_run.write_json(folder, "audit.json", {"findings": [finding]})
+    reader = parsed(page.build(folder))
+    assert "The texts of the data are withheld from this run folder ( output.redact )" in reader.words
+    assert "(text withheld) id 7" in reader.words
+
+
+def test_what_a_finding_shows_is_told(tmp_path: Path) -> None:
+    folder = synthetic_run.write(tmp_path / "run", test_rows=20, steps=10)
+    finding = {"kind": "label_in_text", "severity": "error", "message": "given away", "shows": "'[SPAM]' in 98 %"}
+    synthetic_run.write_json(folder, "audit.json", {"findings": [finding]})
+    assert "'[SPAM]' in 98 %" in parsed(page.build(folder)).words
+
+
+def test_home_folders_are_not_told(tmp_path: Path) -> None:
+    folder = synthetic_run.write(tmp_path / "run", test_rows=20, steps=10)
+    paths = ("/home/jane/data/a.csv", "/Users/jane/a b.csv", r"C:\\Users\\jane\\a.csv", "/srv/home/data.csv")
+    (folder / "recipe.yaml").write_text("".join(f'- "{path}"\n' for path in paths), "utf-8")
+    words = parsed(page.build(folder)).words
+    assert "jane" not in words
+    assert [place for place in ("~/data/a.csv", "~/a b.csv", "a.csv", "/srv/home/data.csv") if place not in words] == []
+
+
 def test_multi_label_mistakes_are_sets(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -19,7 +19,15 @@ from hypothesis import strategies as st
 
 from finesmith.errors import RunError
 from finesmith.train import checkpoint_files
-from finesmith.train.checkpoint import flatten_optimizer, latest, restore_optimizer, save
+from finesmith.train.checkpoint import (
+    flatten_optimizer,
+    forget_later,
+    latest,
+    of_step,
+    restore_optimizer,
+    save,
+    seal,
+)
 from finesmith.train.checkpoint_files import read_state, state_bytes
 
 FINGERPRINT = {"recipe": "a" * 64, "torch": "2.13.0"}
@@ -276,6 +284,116 @@ def test_no_space_at_each_write_in_turn(tmp_path: Path, monkeypatch: pytest.Monk
         assert found.step == 1
 
 
+def test_no_space_at_each_call_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder made, each file and folder flushed, the new one renamed: the earlier checkpoint stays the one used."""
+    folder = tmp_path / "checkpoints"
+    put(folder, 1)
+    failed = 0
+    for failing in range(20):
+        remaining = failing
+
+        def refusing(function: Any) -> Any:
+            def call(*arguments: Any, **named: Any) -> Any:
+                nonlocal remaining
+                remaining -= 1
+                if remaining == -1:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return function(*arguments, **named)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for owner, name in ((Path, "mkdir"), (os, "fsync"), (Path, "rename"), (Path, "open")):
+                patch.setattr(owner, name, refusing(getattr(owner, name)))
+            try:
+                put(folder, 2, keep=9)
+            except RunError as error:
+                assert "step 2: No space left on device; it takes" in str(error)  # noqa: PT017 - one save succeeds
+                failed += 1
+        found = latest(folder, fingerprint=FINGERPRINT)
+        assert found is not None
+        assert found.refused == ()
+        assert all(same_bits(found.tensors[name], tensor) for name, tensor in tensors(found.step).items())
+        assert names(folder) in (["step-00000001"], ["step-00000001", "step-00000002"])
+        if found.step == 2:
+            (folder / "step-00000002").rename(tmp_path / f"done-{failing}")
+    assert failed >= 10
+
+
+def flip(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(bytes(raw))
+
+
+def replace_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+FILES = ("manifest.json", "state.json", "tensors.safetensors")
+WRECKS = {
+    "empty": lambda step: [(step / name).unlink() for name in FILES],
+    "all flipped": lambda step: [flip(step / name) for name in FILES],
+    "data files flipped": lambda step: [flip(step / name) for name in FILES[1:]],
+    "all cut": lambda step: [os.truncate(step / name, 7) for name in FILES],
+    "folders for files": lambda step: [replace_by_folder(step / name) for name in FILES],
+    "a huge manifest": lambda step: os.truncate(step / "manifest.json", 2**40),
+    "a file for the folder": lambda step: (step.rename(step.with_name("away")), step.write_text("x")),
+    "a link for the folder": lambda step: (step.rename(step.with_name("away")), step.symlink_to(step.with_name("no"))),
+    "files swapped": lambda step: [
+        (step / name).write_bytes((step.with_name("step-00000001") / name).read_bytes()) for name in FILES[1:]
+    ],
+}
+
+
+@pytest.mark.parametrize("wreck", WRECKS)
+def test_a_wrecked_checkpoint_gives_way_to_the_one_before(wreck: str, tmp_path: Path) -> None:
+    put(tmp_path, 1)
+    WRECKS[wreck](put(tmp_path, 2))
+    found = latest(tmp_path, fingerprint=FINGERPRINT)
+    assert found is not None
+    assert found.step == 1
+    assert [line.split(":")[0] for line in found.refused] == ["step-00000002"]
+    assert all(same_bits(found.tensors[name], tensor) for name, tensor in tensors(1).items())
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_checkpoint_is_refused_when_what_it_needs_is_damaged(tmp_path: Path, file: str) -> None:
+    best = save(tmp_path / "best", 2, {"w": torch.ones(3)}, {}, fingerprint={}, keep=9)
+    put(tmp_path, 2)
+    save(tmp_path, 3, tensors(3), {}, fingerprint=FINGERPRINT, keep=9, needs={"best/step-00000002": seal(best)})
+    whole = latest(tmp_path, fingerprint=FINGERPRINT)
+    assert whole is not None
+    assert whole.step == 3
+    raw = (best / file).read_bytes()
+    for place in range(0, len(raw), max(1, len(raw) // 10)):
+        (best / file).write_bytes(raw[:place] + bytes([raw[place] ^ 2]) + raw[place + 1 :])
+        found = latest(tmp_path, fingerprint=FINGERPRINT)
+        assert found is not None
+        assert found.step == 2
+        assert "it needs best/step-00000002: " in found.refused[0]
+        with pytest.raises(RunError, match=r"the weights of step 2 are lost .* resume the run"):
+            of_step(2, {tmp_path / "best": seal(best) if file == "state.json" else "0" * 64})
+    (best / file).write_bytes(raw)
+    assert of_step(2, {tmp_path / "absent": None, tmp_path / "best": seal(best)}).path == best
+    other = save(tmp_path / "best", 2, {"w": torch.zeros(3)}, {}, fingerprint={}, keep=9)
+    assert other == best
+    changed = latest(tmp_path, fingerprint=FINGERPRINT)
+    assert changed is not None
+    assert changed.step == 2, "weights of another run bear another seal"
+
+
+def test_what_was_passed_over_never_returns(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        put(tmp_path, step)
+    found = latest(tmp_path, fingerprint=None, misfit=lambda one: "too late" if one.step > 1 else "")
+    assert found is not None
+    assert found.refused == ("step-00000003: too late", "step-00000002: too late")
+    forget_later(found)
+    assert names(tmp_path) == ["step-00000001"]
+
+
 def test_a_write_that_lies_is_caught_before_publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, 1)
     with monkeypatch.context() as patch:
@@ -367,7 +485,7 @@ def run_killed(folder: Path, moments: Iterator[int]) -> int:
 @pytest.mark.skipif(os.name == "nt", reason="needs fork")
 def test_killed_at_every_moment_of_a_save(tmp_path: Path) -> None:
     kills = run_killed(tmp_path, iter(range(45)))
-    assert 25 <= kills < 45
+    assert 20 <= kills < 45
     for moment in range(45):
         found = latest(tmp_path / str(moment), fingerprint={})
         assert found is not None, moment

@@ -5,6 +5,8 @@ Reads one request a line, forks (so that the libraries are loaded once) and answ
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import signal
@@ -18,17 +20,12 @@ import peft  # noqa: F401
 import sklearn.metrics  # noqa: F401
 import torch
 from jobs import tuned
+from ticks import Ticks, die
 from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401
 
 import finesmith.report.page
-from finesmith.models import save
 from finesmith.run import Run
-from finesmith.train import checkpoint, checkpoint_files
 from finesmith.workflows.tune import resume
-
-
-def die(*_: object) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def pause(*_: object) -> None:
@@ -49,73 +46,59 @@ def at_event(name: str, count: int, then: Callable[[], None]) -> None:
     Run.record = wrapper
 
 
-def around_publishing(count: int, *, before: bool) -> None:
-    publish, seen = checkpoint._publish, 0
+def arrange(asked: dict[str, Any]) -> list[str]:
+    """Make this process die, wait, or meet a full disk at the `count`-th time of a moment; return the moments so far.
 
-    def wrapper(temporary: Path, target: Path) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == count and before:
-            die()
-        publish(temporary, target)
-        if seen == count:
-            die()
-
-    checkpoint._publish = wrapper
-
-
-def inside_a_save(count: int) -> None:
-    seen = 0
-
-    def torn(handle: Any, part: Any) -> None:
-        nonlocal seen
-        seen += 1
-        handle.write(part[: len(part) // 2] if seen == count else part)
-        if seen == count:
-            handle.flush()
-            die()
-
-    checkpoint_files.write_part = torn
-
-
-def while_writing_scores() -> None:
-    write = Run.write_json
-
-    def torn(self: Run, name: str, value: Any) -> None:
-        if name == "scores.json":
-            (self.folder / ".scores.json.1.tmp").write_text("{")
-            die()
-        write(self, name, value)
-
-    Run.write_json = torn
-
-
-def arrange(moment: str, count: int) -> None:
-    """Make this process die at the `count`-th time of a moment."""
+    moment: "event NAME" and "pause at NAME" count the events recorded; "tick" and "full disk" the ticks (see there).
+    """
+    moment, count, seen = asked["moment"], asked["count"], []
     if moment.startswith("event "):
         at_event(moment.removeprefix("event "), count, die)
-    elif moment == "pause at step":
-        at_event("step", count, pause)
-    elif moment == "inside a save":
-        inside_a_save(count)
-    elif moment.endswith("publishing"):
-        around_publishing(count, before=moment.startswith("before"))
-    elif moment == "while writing scores":
-        while_writing_scores()
-    elif moment == "model half saved":
-        save.standard_attention.__exit__ = die
+    elif moment.startswith("pause at "):
+        at_event(moment.removeprefix("pause at "), count, pause)
     else:
-        raise ValueError(moment)
+
+        def act(tick: str) -> None:
+            seen.append(tick)
+            if len(seen) == count and moment == "tick":
+                die()
+            if len(seen) == count and moment == "full disk":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        Ticks([Path(root) for root in asked["roots"]], act)
+    return seen
 
 
 def work(asked: dict[str, Any]) -> None:
     torch.set_num_threads(asked["threads"])
-    finesmith.report.page.build = lambda folder: folder / "report.html"
-    arrange(asked["moment"], asked["count"])
-    if asked["tree"] is None:
+    if not asked["report"]:
+        finesmith.report.page.build = lambda folder: folder / "report.html"
+    seen = arrange(asked)
+    if asked["said"] is not None:
+        as_command(asked)
+    elif asked["tree"] is None:
         resume(asked["out"])
     else:
         tuned(asked["tree"], Path(asked["out"]))
+    if asked["moment"] == "none":
+        Path(asked["list"]).write_text(json.dumps(seen))
+
+
+def as_command(asked: dict[str, Any]) -> None:
+    """Run the command line, what it says going to the file `said`; leave with its status."""
+    from finesmith.cli import main
+    from finesmith.recipe import from_dict, to_yaml
+
+    recipe = Path(asked["said"]).with_suffix(".yaml")
+    recipe.write_text(to_yaml(from_dict(asked["tree"])), "utf-8")
+    sys.argv = ["finesmith", "tune", str(recipe), "--out", asked["out"], "-q"]
+    sys.stdout = io.StringIO()
+    sys.stderr = Path(asked["said"]).open("w", encoding="utf-8")  # noqa: SIM115 - this process ends with it
+    try:
+        main()
+    except SystemExit as left:
+        sys.stderr.flush()
+        os._exit(int(left.code or 0))
 
 
 def answer(asked: dict[str, Any]) -> str:

@@ -102,7 +102,7 @@ def table(path: Path) -> dict[str, list[Any]]:
 # How long things took, and what depends on that or on the memory that happened to be free.
 TIMED = {"time", "seconds", "started", "finished", "resumed", "memory_free", "free", "fits"}
 CHEAPER = re.compile(r"(; [^;]* is| and) [\d.,]+ times cheaper")
-CACHE_NOTES = ("tokens taken", "texts tokenised", "embeddings taken", "embeddings computed")
+CACHE_NOTES = ("tokens taken", "texts tokenised", "embeddings taken", "embeddings computed", "the cache cannot keep")
 
 
 def timeless(value: Any) -> Any:

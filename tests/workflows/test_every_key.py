@@ -44,7 +44,7 @@ PREDICTIONS = "predictions/test.parquet"
 LORA = {"method.name": "lora", "train.learning_rate": 1e-2}
 FEATURES = {"method.name": "features", **dict.fromkeys(("train.learning_rate", "train.epochs", "train.evaluations",
             "train.batch_size", "train.micro_batch_size", "model.dropout"), REMOVED)}  # fmt: skip
-NO_LEARNING = {"train.learning_rate": 0.9, "train.epochs": 4, "train.schedule": "constant"}
+NO_LEARNING = {"train.learning_rate": 0.9, "train.epochs": 8, "train.schedule": "constant"}
 ELSEWHERE = {"output.dir", "output.cache", "model.revision"}
 
 
@@ -136,6 +136,7 @@ CASES = [
     Case("output.checkpoint_minutes", 1e-6, ("events.jsonl",)),
     Case("output.keep_checkpoints", 1, ("checkpoints",)),
     Case("output.tensorboard", True, ("tensorboard",)),
+    Case("output.redact", True, ("audit.json", "predictions"), "faulty"),
 ]
 
 
@@ -407,7 +408,11 @@ def test_revision_of_a_hub_model_is_the_one_that_is_loaded(
     tree = plan(write_csv(tmp_path / "d.csv", reviews(60)), "someone/tiny", tmp_path / "cache")
     main, v2 = (tuned(with_values(tree, {"model.revision": name}), tmp_path / name) for name in ("main", "v2"))
     assert {"model.json", WEIGHTS} <= set(differences(main, v2))
-    assert differences(main, tuned(tree, tmp_path / "unnamed")) == ["model.json", "model/finesmith.json"]
+    assert differences(main, tuned(tree, tmp_path / "unnamed")) == [
+        "model.json",
+        "model/finesmith.json",
+        "model/seal.json",
+    ]
 
 
 def test_output_folder_and_cache_are_where_the_recipe_says(tmp_path: Path, tiny_model: Path) -> None:

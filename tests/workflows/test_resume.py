@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
+import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from jobs import PEFT_WARNING, differences, events, plan, read, reviews, tuned, with_values, write_csv
+from breaking import METHODS, Jobs, assert_same
+from jobs import PEFT_WARNING, differences, events, read, tuned
 from safetensors.torch import load_file, save_file
+from ticks import SAVING
 
+from finesmith.deploy.listing import list_runs
 from finesmith.errors import RunError
 from finesmith.recipe import from_dict, load, replace, to_yaml
+from finesmith.report import page
 from finesmith.run import read_state
 from finesmith.workflows.tune import resume, tune
 
@@ -29,98 +31,28 @@ pytestmark = [
     pytest.mark.skipif(os.name == "nt", reason="SIGKILL is what interrupts a run here"),
 ]
 
-FULL = {
-    "train.schedule": "plateau",
-    "train.epochs": 5,
-    "train.learning_rate": 1e-2,
-    "train.micro_batch_size": 3,
-    "guards.patience": 3,
-    "model.dropout": 0.2,
-}
-METHODS: dict[str, dict[str, Any]] = {
-    "full": FULL,
-    "lora": {
-        **FULL,
-        "evaluate.baselines": ["majority", "features"],
-        "method.name": "lora",
-        "method.lora": {"r": 4, "lora_dropout": 0.2},
-    },
-    "head_then_full": {**FULL, "method.name": "head_then_full", "method.layer_decay": 0.7, "train.learning_rate": 3e-3},
-    "features": {"method.name": "features", "evaluate.baselines": ["majority"]},
-}
-# The moments at which a run is killed: before, just after and inside a save, after the best, after training.
-KILLS = {
+# How many random moments of a run of each method: anywhere, and inside a save.
+RANDOM = {"full": (7, 5), "lora": (4, 4), "head_then_full": (2, 3), "features": (6, 0)}
+# Moments that a random choice may miss: in the last one of these that fits the pattern.
+CHOSEN = {
     "full": [
-        ("event step", 2),
-        ("event step", 9),
-        ("event step", 22),
-        ("inside a save", 8),
-        ("before publishing", 3),
-        ("after publishing", 2),
-        ("event best", 2),
-        ("event early_stop", 1),
-        ("event test_opened", 1),
-        ("while writing scores", 1),
-        ("model half saved", 1),
+        "open .*run.json",
+        "rename .*data.json",
+        "half written cache tokens.npy",
+        "rename .recipe.yaml",
+        "half an event early_stop",
+        "half an event best",
+        "half an event test_opened",
+        "rename .*scores.json",
+        "rename .*test.parquet",
+        "open config.json",
+        "rename .model.new",
+        "backward",
     ],
-    "lora": [("event step", 9), ("model half saved", 1)],
-    "head_then_full": [("event step", 1), ("event step", 9)],
-    "features": [("event baseline", 1), ("event evaluation", 1), ("event test_opened", 1)],
+    "lora": ["half written cache embeddings.npy", "open .*adapter_config.json"],
+    "head_then_full": ["half an event note"],
+    "features": ["half written cache embeddings.npy", "open .*modules.json", "half an event stage"],
 }
-
-
-class Jobs:
-    """One uninterrupted run per method, and processes that die while doing the same."""
-
-    def __init__(self, folder: Path, model: Path) -> None:
-        self.folder, self.model = folder, model
-        self.data = write_csv(folder / "reviews.csv", reviews(90, seed=1))
-        self.whole: dict[str, Path] = {}
-        here = Path(__file__).parent
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
-        self.server = subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(here / "dying.py")],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True,
-        )  # fmt: skip
-
-    def close(self) -> None:
-        assert self.server.stdin is not None
-        assert self.server.stdout is not None
-        self.server.stdin.close()
-        self.server.wait(timeout=30)
-        self.server.stdout.close()
-
-    def tree(self, method: str, **values: Any) -> dict[str, Any]:
-        tree = with_values(plan(self.data, self.model, self.folder / "cache"), METHODS[method])
-        if method == "features":
-            tree["train"], tree["model"] = {}, {"base": str(self.model)}
-        return with_values(tree, {key.replace("__", "."): value for key, value in values.items()})
-
-    def uninterrupted(self, method: str) -> Path:
-        if method not in self.whole:
-            self.whole[method] = tuned(self.tree(method), self.folder / method)
-        return self.whole[method]
-
-    def killed(self, tree: Mapping[str, Any] | None, out: Path, moment: str, count: int) -> Path:
-        """Run a recipe (None: resume `out`) in another process that is killed at the moment; return its folder."""
-        assert self.ask(tree, out, moment, count) == f"killed by {signal.SIGKILL.value}"
-        return out
-
-    def ask(self, tree: Mapping[str, Any] | None, out: Path, moment: str, count: int) -> str:
-        """Return how the process ended."""
-        assert self.server.stdin is not None
-        assert self.server.stdout is not None
-        asked = {"tree": tree, "out": str(out), "moment": moment, "count": count, "threads": torch.get_num_threads()}
-        self.server.stdin.write(json.dumps(asked) + "\n")
-        self.server.stdin.flush()
-        return self.server.stdout.readline().strip()
-
-
-@pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Jobs]:
-    found = Jobs(tmp_path_factory.mktemp("resume"), tiny_model)
-    yield found
-    found.close()
 
 
 @pytest.fixture(autouse=True)
@@ -130,28 +62,58 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "moment", "count"), [(method, *kill) for method, kills in KILLS.items() for kill in kills]
+    ("method", "saving", "draw"),
+    [
+        (method, saving, draw)
+        for method, counts in RANDOM.items()
+        for saving, count in zip((False, True), counts, strict=True)
+        for draw in range(count)
+    ],
 )
-def test_killed_and_resumed_is_the_same_to_the_bit(
-    method: str, moment: str, count: int, jobs: Jobs, tmp_path: Path
+def test_killed_at_a_random_moment_and_resumed_is_the_same_to_the_bit(
+    method: str, saving: bool, draw: int, jobs: Jobs, tmp_path: Path
 ) -> None:
-    whole = jobs.uninterrupted(method)
-    broken = jobs.killed(jobs.tree(method), tmp_path / "broken", moment, count)
-    assert read(broken, "run.json")["state"] == "running"
-    resume(str(broken))
+    moments = [i for i, tick in enumerate(jobs.ticks(method)) if tick.startswith(SAVING) == saving]
+    chosen = random.Random(f"{method} {saving} {draw}").choice(moments)
+    kill_and_resume(jobs, method, chosen, tmp_path)
+
+
+@pytest.mark.parametrize(("method", "pattern"), [(method, one) for method, some in CHOSEN.items() for one in some])
+def test_killed_at_a_chosen_moment_and_resumed_is_the_same_to_the_bit(
+    method: str, pattern: str, jobs: Jobs, tmp_path: Path
+) -> None:
+    moments = [i for i, tick in enumerate(jobs.ticks(method)) if re.search(pattern, tick)]
+    kill_and_resume(jobs, method, moments[-1], tmp_path)
+
+
+def kill_and_resume(jobs: Jobs, method: str, moment: int, folder: Path) -> None:
+    tree = jobs.tree(method, output__cache=str(folder / "cache"))
+    broken = jobs.killed(tree, folder / "broken", "tick", moment + 1)
+    if (broken / "recipe.yaml").exists():
+        resume(str(broken))
+    else:
+        # Nothing was decided yet, not even written down what was asked for.
+        shutil.rmtree(broken)
+        tuned(tree, broken)
     assert read(broken, "run.json")["state"] == "finished"
-    assert_same(whole, broken)
+    assert_same(jobs.uninterrupted(method), broken)
 
 
-def assert_same(whole: Path, resumed: Path) -> None:
-    """Compare all that two run folders record; the recipes say the same, with the same reasons."""
-    assert differences(whole, resumed) == []
-    for page in ("recipe.yaml", "next-recipe.yaml"):
-        here, there = ((folder / page).read_text("utf-8").splitlines() for folder in (whole, resumed))
-        assert here[1:] == there[1:]
-    steps = [event["step"] for event in events(resumed, "step")]
-    assert steps == list(range(1, len(steps) + 1))
-    assert [event["event"] for event in events(resumed)].count("test_opened") == 1
+def test_the_random_moments_are_enough() -> None:
+    assert sum(map(sum, RANDOM.values())) >= 30
+    assert sum(saving for _, saving in RANDOM.values()) >= 10
+    assert RANDOM.keys() == METHODS.keys()
+
+
+def test_the_report_half_made_is_made_again(jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    moment = [i for i, tick in enumerate(jobs.ticks("features", report=True)) if "rename .report.html" in tick][-1]
+    tree = jobs.tree("features", output__cache=str(tmp_path / "cache"))
+    broken = jobs.killed(tree, tmp_path / "broken", "tick", moment + 1, report=True)
+    assert not (broken / "report.html").exists()
+    assert read_state(broken) == "finished"
+    assert differences(jobs.uninterrupted("features"), broken) == []
+    assert page.build(broken).is_file()
 
 
 def test_the_uninterrupted_run_is_worth_interrupting(jobs: Jobs) -> None:
@@ -161,16 +123,19 @@ def test_the_uninterrupted_run_is_worth_interrupting(jobs: Jobs) -> None:
     assert events(folder, "early_stop")
     assert any("plateau" in event["message"] for event in events(folder, "note"))
     best, last = events(folder, "trained")[0]["best_step"], events(folder, "step")[-1]["step"]
-    assert 0 < best < 22 < last, "a run killed at step 22 must have its best behind it"
+    assert 3 < best < last - 3
+    assert jobs.ticks("full").count("backward") > 2 * last
     restored = load_file(folder / "model" / "model.safetensors")
     kept = load_file(folder / "checkpoints" / "best" / f"step-{best:08d}" / "tensors.safetensors")
     assert all(torch.equal(restored[name.removeprefix("model.")], tensor) for name, tensor in kept.items())
 
 
-def test_interrupted_twice(jobs: Jobs, tmp_path: Path) -> None:
+def test_killed_again_and_again(jobs: Jobs, tmp_path: Path) -> None:
+    """In training, inside a save of the resumed run, in its preparation, and after training."""
     broken = jobs.killed(jobs.tree("full"), tmp_path / "broken", "event step", 6)
-    jobs.killed(None, broken, "before publishing", 4)
-    jobs.killed(None, broken, "event early_stop", 1)
+    jobs.killed(None, broken, "tick", 90)
+    jobs.killed(None, broken, "tick", 12)
+    jobs.killed(None, broken, "event trained", 1)
     resume(str(broken))
     assert_same(jobs.uninterrupted("full"), broken)
 
@@ -240,7 +205,8 @@ def broken(halfway: Path, tmp_path: Path) -> Path:
 def test_moved_data_and_model_are_the_same_data_and_model(broken: Path, jobs: Jobs) -> None:
     resume(str(broken))
     told = {name for name in differences(jobs.uninterrupted("full"), broken) if name != "events.jsonl"}
-    assert told <= {"data.json", "model.json", "splits.parquet", "model/finesmith.json"}, "names of files, nothing else"
+    named = {"data.json", "model.json", "splits.parquet", "model/finesmith.json", "model/seal.json"}
+    assert told <= named, "they hold the names of files"
 
 
 def edit(run: Path, **values: Any) -> None:
@@ -261,24 +227,43 @@ def change_model(run: Path) -> None:
 CHANGES: dict[str, Callable[[Path], None]] = {
     "data was": change_data,
     "recipe train.batch_size was 8, is now 6": lambda run: edit(run, train__batch_size=6),
-    "recipe train.learning_rate was 0.01, is now 0.005": lambda run: edit(run, train__learning_rate=5e-3),
+    "recipe train.learning_rate was 0.03, is now 0.005": lambda run: edit(run, train__learning_rate=5e-3),
     "recipe data.clean.whitespace was false, is now true": lambda run: edit(run, data__clean__whitespace=True),
     "base model was": change_model,
 }
 
 
+def contents(run: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
 @pytest.mark.parametrize("named", CHANGES)
-def test_changed_conditions_are_refused_by_name_unless_forced(named: str, broken: Path) -> None:
+def test_changed_conditions_are_refused_by_name_and_change_nothing_unless_forced(named: str, broken: Path) -> None:
     CHANGES[named](broken)
-    before = (broken / "events.jsonl").read_bytes()
+    before = contents(broken)
     with pytest.raises(RunError, match=re.escape(named)) as refused:
         resume(str(broken))
     assert "--force" in str(refused.value)
-    assert (broken / "events.jsonl").read_bytes() == before
+    assert refused.value.__notes__ == [f"Nothing in {broken} was changed"]
+    after = contents(broken)
+    assert {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} <= WAITING
     resume(str(broken), force=True)
     assert read(broken, "run.json")["state"] == "finished"
     steps = [event["step"] for event in events(broken, "step")]
     assert steps == list(range(1, len(steps) + 1))
+
+
+# What the killed process left and the next one cleared away; and what prepare still writes in its place at once.
+WAITING = {".reserve", "splits.parquet"}
+
+
+def test_other_versions_are_refused_by_name(broken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finesmith.run import versions
+
+    then = versions()["torch"]
+    monkeypatch.setattr("finesmith.run.versions", lambda: {**versions(), "torch": "1.0"})
+    with pytest.raises(RunError, match=re.escape(f"torch was {then}, is now 1.0")):
+        resume(str(broken))
 
 
 def test_changed_recipe_is_refused_where_there_is_no_checkpoint_yet(jobs: Jobs, tmp_path: Path) -> None:
@@ -305,6 +290,7 @@ def test_second_process_on_one_folder_is_refused(jobs: Jobs, tmp_path: Path) -> 
         if read_state(tmp_path / "run") == "interrupted":
             break
         time.sleep(0.05)
+    assert [row["state"] for row in list_runs(tmp_path)] == ["interrupted"], "as after the kernel killed it"
     resume(str(tmp_path / "run"))
     assert_same(jobs.uninterrupted("full"), tmp_path / "run")
 

@@ -119,7 +119,8 @@ def apply(
 
     for found in findings:
         if found.action == "stop":
-            raise DataError(f"{found.message}, and data.audit.{found.kind} is stop. {found.remedy}".rstrip())
+            message = f"{found.message}, and data.audit.{found.kind} is stop. {found.remedy}".rstrip()
+            raise DataError(message, quote=found.shows)
     position = {int(identity): row for row, identity in enumerate(examples.ids)}
     keep = np.ones(len(examples), bool)
     dropped: dict[str, int] = {}

@@ -108,7 +108,8 @@ def _standard_deviation(rows: Rows) -> float:
     import numpy as np
 
     values = [float(label[0]) for label in rows.answers if label]
-    return float(np.std(values)) if values else 0.0
+    with np.errstate(over="ignore", invalid="ignore"):  # the task refuses numbers that are too large
+        return float(np.std(values)) if values else 0.0
 
 
 def _disagree(rows: Rows, group: Iterable[int], apart: float) -> bool:
@@ -184,11 +185,12 @@ def group_leakage(rows: Rows, action: Action) -> Finding | None:
         "error",
         f"{row_count(len(affected))} share a group with held-out rows: "
         + ", ".join(f"{number:,} from {way}" for way, number in sorted(ways.items()))
-        + f" ({len(shared):,} group{'s' if len(shared) > 1 else ''}: {named}{', …' if len(shared) > 3 else ''})",
+        + f" ({len(shared):,} group{'s' if len(shared) > 1 else ''})",
         affected,
         action=action,
         remedy="`data.audit.group_leakage: drop` drops them from the earlier split, never from test; with `keep` the "
         "scores say nothing about new groups",
+        shows=f"{named}{', …' if len(shared) > 3 else ''}",
         details={"ways": dict(sorted(ways.items())), "groups": len(shared), "largest": dict(shared.most_common(50))},
         examples=excerpts(
             rows,

@@ -154,10 +154,13 @@ def label_in_text(rows: Rows, action: Action) -> Finding | None:
         f"{100 * mark.precision:.0f} % are that"
         for mark in marks[:3]
     )
-    return _leak(rows, action, f"the text gives the label away: {shown}", found, marks)
+    message = f"the text gives the label away: a sign in it settles the label of {row_count(len(found))}"
+    return _leak(rows, action, message, found, marks, shown)
 
 
-def _leak(rows: Rows, action: Action, message: str, found: list[int], marks: Iterable[_Mark]) -> Finding:
+def _leak(
+    rows: Rows, action: Action, message: str, found: list[int], marks: Iterable[_Mark], shown: str = ""
+) -> Finding:
     signs = [
         {"sign": excerpt(mark.sign, 40), "label": excerpt(mark.label, 40), "rows": mark.rows}
         | {"precision": round(mark.precision, 4), "coverage": round(mark.coverage, 4)}
@@ -171,6 +174,7 @@ def _leak(rows: Rows, action: Action, message: str, found: list[int], marks: Ite
         found,
         action=action,
         remedy="if the mark is absent when the model is used, take it out of the text before training",
+        shows=shown,
         details={"marks": signs[:50]},
         examples=excerpts(rows, found),
     )

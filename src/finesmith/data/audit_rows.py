@@ -133,6 +133,7 @@ def finding(
     *,
     action: Action,
     remedy: str,
+    shows: str = "",
     details: Mapping[str, Any] | None = None,
     examples: tuple[dict[str, Any], ...] | None = None,
 ) -> Finding:
@@ -147,4 +148,5 @@ def finding(
         details={"rows": len(positions), "of": len(rows), **(details or {})},
         action=action,
         remedy=remedy,
+        shows=shows,
     )

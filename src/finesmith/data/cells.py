@@ -35,12 +35,12 @@ def typed(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, str | None]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    filled = column.filter(pc.not_equal(column, ""))
-    if len(filled) == 0:
+    head = _head(column, [""])
+    if len(head) == 0:
         return column, None
-    head = filled.slice(0, _HEAD)
     probable = pc.mean(pc.match_substring_regex(head, DECIMAL)).as_py()
     if probable >= 0.5:
+        filled = column.filter(pc.not_equal(column, ""))
         numbers = filled.filter(pc.invert(pc.is_in(filled, value_set=pa.array(_ABSENT_NUMBERS))))
         for pattern, kind in ((_INTEGER, pa.int64()), (DECIMAL, pa.float64())):
             if len(numbers) and _all_match(numbers, pattern):
@@ -51,7 +51,7 @@ def typed(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, str | None]:
                 return pc.cast(emptied, kind), said
         return column, None
     for pair in _BOOLEANS:
-        if head[0].as_py() in pair and pc.all(pc.is_in(filled, value_set=pa.array(pair))).as_py():
+        if head[0].as_py() in pair and pc.all(pc.is_in(column, value_set=pa.array(["", *pair]))).as_py():
             emptied = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
             return pc.cast(pc.utf8_lower(emptied), pa.bool_()), None
     lists = _lists(column, head)
@@ -70,20 +70,21 @@ def decimal_commas(table: pa.Table, *, separated: bool) -> tuple[pa.Table, list[
     notes: list[str] = []
     for place, name in enumerate(table.column_names):
         column = table.column(place)
+        head = _head(column, ["", *_ABSENT_NUMBERS])
+        if not len(head) or not _all_match(head, _MAYBE_COMMA):
+            continue
         aside = pc.is_in(column, value_set=pa.array(["", *_ABSENT_NUMBERS]))
         filled = column.filter(pc.invert(aside))
-        if (
-            not len(filled)
-            or not _all_match(filled.slice(0, _HEAD), _MAYBE_COMMA)
-            or not _all_match(filled, _MAYBE_COMMA)
-        ):
+        if not _all_match(filled, _MAYBE_COMMA):
             continue
         with_comma = filled.filter(pc.match_substring_regex(filled, _WITH_COMMA))
         if not len(with_comma):
             continue
-        shown, named = with_comma[0].as_py()[:20], f"column {name[:80]!r}"
+        grouped, named = _all_match(filled, _THOUSANDS), f"column {name[:80]!r}"
+        # An example of the form, not of the data: notes are kept where values must not be.
+        shown = "1,500" if grouped else "1,5"
         pointed = shown.replace(",", ".")
-        if _all_match(filled, _THOUSANDS):
+        if grouped:
             notes.append(
                 f"{named} holds values such as {shown}, which may be {pointed} or {shown.replace(',', '')}: they are "
                 "left as they stand; write decimals with a point and thousands without a comma"
@@ -102,6 +103,20 @@ def decimal_commas(table: pa.Table, *, separated: bool) -> tuple[pa.Table, list[
         changed = pc.replace_substring(pc.utf8_ltrim(column, "+"), ",", ".")
         table = table.set_column(place, name, pc.if_else(aside, column, changed))
     return table, notes
+
+
+def _head(column: pa.ChunkedArray, aside: list[str]) -> pa.ChunkedArray:
+    """Return the first values of a column that are none of those aside, without a pass over a long column."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    taken = _HEAD
+    while True:
+        some = column.slice(0, taken)
+        found = some.filter(pc.invert(pc.is_in(some, value_set=pa.array(aside))))
+        if len(found) >= _HEAD or taken >= len(column):
+            return found.slice(0, _HEAD)
+        taken *= 8
 
 
 def _all_match(column: pa.ChunkedArray, pattern: str) -> bool:

@@ -7,12 +7,11 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from finesmith.data.bounds import refuse_growth
 from finesmith.errors import DataError
 
-MAX_UNPACKED_BYTES = 20 * 2**30
-MAX_UNPACK_RATIO = 1000
-UNPACK_RATIO_FROM_BYTES = 2**30
 SAMPLE_BYTES = 65_536
+ENCODING_REMEDY = "set data.encoding to the file's encoding (predict and evaluate: --encoding)"
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -61,7 +60,7 @@ def load_bytes(path: Path, name: str) -> bytes:
     except PermissionError:
         raise DataError(f"{name}: permission denied; make the file readable (chmod u+r) and try again") from None
     except OSError as error:
-        raise DataError(f"{name}: cannot be read ({error.strerror or error})") from None
+        raise DataError(f"{name}: cannot be read ({error.strerror or error}); make it readable") from None
     return _unpack(packed, name) if path.suffix.lower() == ".gz" else packed
 
 
@@ -78,20 +77,11 @@ def _unpack(packed: bytes, name: str) -> bytes:
                     raise DataError(f"{name}: the gzip data end too early; the file was cut off, copy it again")
                 parts.append(part)
                 total += len(part)
-                _refuse_bomb(name, len(packed), total)
+                refuse_growth(name, len(packed), total, "unpack it yourself if you trust it")
             rest = stream.unused_data.lstrip(b"\0")
     except zlib.error:
         raise DataError(f"{name}: ends in .gz but does not hold valid gzip data; unpack it or copy it again") from None
     return b"".join(parts)
-
-
-def _refuse_bomb(name: str, packed: int, unpacked: int) -> None:
-    too_dense = unpacked > UNPACK_RATIO_FROM_BYTES and unpacked > MAX_UNPACK_RATIO * packed
-    if unpacked > MAX_UNPACKED_BYTES or too_dense:
-        raise DataError(
-            f"{name}: {packed:,} bytes unpack to more than {unpacked:,}, which no data file does; "
-            "unpack it yourself if you trust it"
-        )
 
 
 def decode(data: bytes, name: str, encoding: str | None = None) -> Decoded:
@@ -119,8 +109,21 @@ def _refuse_binary(data: bytes, name: str) -> None:
     for signature, what in _SIGNATURES:
         if data.startswith(signature):
             raise DataError(f"{name}: holds {what}, not text; give the format its own extension or export it as csv")
-    if data.startswith(_PICKLES):
+    if data.startswith(_PICKLES) or _is_old_pickle(data):
         raise DataError(f"{name}: holds a Python pickle, which can run code and is never loaded; save it as parquet")
+
+
+def _is_old_pickle(data: bytes) -> bool:
+    """Say whether data are a pickle of the first two protocols, which are nearly text: a program up to its stop."""
+    if not data.endswith(b".") or len(data) > SAMPLE_BYTES:
+        return False
+    import pickletools
+
+    try:
+        names = [operation.name for operation, _, _ in pickletools.genops(data)]
+    except ValueError:
+        return False
+    return names[-1:] == ["STOP"] and not {"GLOBAL", "INST", "REDUCE", "BUILD"}.isdisjoint(names)
 
 
 def _strict(data: bytes, name: str, codec: str) -> str:
@@ -132,11 +135,14 @@ def _strict(data: bytes, name: str, codec: str) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(
             f"{name}: byte 0x{data[error.start]:02x} in line {line} is not valid {codec}; "
-            "mend that line or set data.encoding to the file's encoding"
+            f"mend that line or {ENCODING_REMEDY}"
         ) from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise DataError(f"{name}: holds NUL characters (the first in line {line}), so it is not plain text")
+        raise DataError(
+            f"{name}: holds NUL characters (the first in line {line}), so it is not plain text; remove them, or export "
+            "the data anew"
+        )
     return text
 
 
@@ -172,7 +178,8 @@ def _refuse_damaged_utf8(data: bytes, name: str, error: UnicodeDecodeError) -> N
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(
             f"{name}: byte 0x{data[error.start]:02x} in line {line} is not UTF-8 although the rest of the file is "
-            f"({damaged} such bytes); mend the line, or set data.encoding=cp1252 if the file really is Western"
+            f"({damaged} such bytes); mend the line, or set data.encoding=cp1252 (predict and evaluate: --encoding "
+            "cp1252) if the file really is Western"
         )
 
 
@@ -180,14 +187,15 @@ def _western(data: bytes, name: str) -> Decoded:
     sample = data[:SAMPLE_BYTES] if max(data[:SAMPLE_BYTES], default=0) > 0x7F else data
     control = sum(byte < 32 and byte not in b"\t\n\r\f\x1a" for byte in sample)
     if control > 0.01 * len(sample):
-        raise DataError(f"{name}: {control:,} of its first {len(sample):,} bytes are control codes: binary, not text")
+        raise DataError(
+            f"{name}: {control:,} of its first {len(sample):,} bytes are control codes: binary, not text; export it as "
+            "csv"
+        )
     letters = sum(chr(byte).isalpha() for byte in sample)
     accented = sum(byte > 0xBF for byte in sample)
     if accented > 0.4 * letters and accented > 20:
         guess = _guess(sample)
-        raise DataError(
-            f"{name}: the text is neither UTF-8 nor a Western encoding{guess}; set data.encoding to the file's encoding"
-        )
+        raise DataError(f"{name}: the text is neither UTF-8 nor a Western encoding{guess}; {ENCODING_REMEDY}")
     note = "not UTF-8; accents are read as Western European"
     if not any(0x80 <= byte <= 0x9F for byte in data):
         return Decoded(data.decode("latin-1"), "latin-1", (note,))

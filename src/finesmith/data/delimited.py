@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from finesmith.data.cells import DECIMAL, decimal_commas
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 SAMPLE_CHARACTERS = 262_144
 SAMPLE_ROWS = 200
+_ENCODED_AT_ONCE = 2**22
 MAX_HEADER_CHARACTERS = 1_000_000
 USUAL_NAMES = (
     frozenset({"text", "texts", "review", "sentence", "message", "body", "comment", "content", "question", "answer"})
@@ -140,12 +142,11 @@ def _fast(body: str, dialect: Dialect) -> pa.Table | None:
     import pyarrow as pa
     import pyarrow.csv as arrow_csv
 
-    with _long_fields():
-        width = len(next(_records(body, dialect)))
+    width = len(_first_record(body, dialect))
     ending = _ending(width, dialect)
     try:
         table = arrow_csv.read_csv(
-            io.BytesIO((body + ending).encode()),
+            _encoded(body, ending),
             read_options=arrow_csv.ReadOptions(autogenerate_column_names=True, block_size=2**24),
             parse_options=arrow_csv.ParseOptions(
                 delimiter=dialect.delimiter,
@@ -162,6 +163,28 @@ def _fast(body: str, dialect: Dialect) -> pa.Table | None:
     if table.column(0)[-1].as_py() != _SENTINEL or (width > 1 and _has_blank_rows(table)):
         return None
     return table.slice(0, table.num_rows - 1)
+
+
+def _first_record(body: str, dialect: Dialect) -> list[str]:
+    """Return the first record, for which as little as possible is looked at."""
+    characters = SAMPLE_CHARACTERS
+    while True:
+        with _long_fields():
+            # Where a second record begins, the first one is whole.
+            records = list(islice(_records(body[:characters], dialect), 2))
+        if len(records) == 2 or characters >= len(body):
+            return records[0]
+        characters *= 8
+
+
+def _encoded(*parts: str) -> io.BytesIO:
+    """Return the parts as a file of UTF-8, with no copy of the whole on the way."""
+    file = io.BytesIO()
+    for part in parts:
+        for start in range(0, len(part), _ENCODED_AT_ONCE):
+            file.write(part[start : start + _ENCODED_AT_ONCE].encode())
+    file.seek(0)
+    return file
 
 
 def _ending(width: int, dialect: Dialect) -> str:
@@ -243,8 +266,9 @@ def _header(table: pa.Table, name: str) -> tuple[list[str], bool, list[str]]:
             names = ["text", "text"]
             names[label] = "label"
             return names, False, [f"{note}, the columns are named {names[0]} and {names[1]}"]
-    shown = ", ".join(first)[:80]
-    raise DataError(f"{name}: the first row looks like data ({shown}); add a header row such as text,label")
+    raise DataError(
+        f"{name}: the first row looks like data; add a header row such as text,label", quote=", ".join(first)[:200]
+    )
 
 
 def _is_a_value(cell: str, values: Sequence[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,6 +70,16 @@ def exists(path: Path, name: str) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def refuse_orders(path: str, name: str) -> None:
+    """Refuse a name with control characters: a line break in it would make a message of ours say anything.
+
+    Raises:
+        DataError: it has some.
+    """
+    if any(character < " " or "\x7f" <= character <= "\x9f" for character in path):
+        raise DataError(f"{name[:200]!r}: the name holds control characters; rename it")
 
 
 def missing(path: Path, name: str) -> str:
@@ -169,7 +180,16 @@ def look_into(path: Path, name: str) -> list[Path] | list[ClassFiles]:
 
 def _visible(path: Path, name: str) -> list[Path]:
     try:
-        return sorted(each for each in path.iterdir() if not each.name.startswith((".", "__")))
+        entries = sorted(each for each in path.iterdir() if not each.name.startswith((".", "__")))
+        home = path.resolve()
+        # The hub's cache keeps what a folder of its snapshots holds beside them.
+        blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+        for each in entries:
+            refuse_orders(each.name, f"{name}/{each.name}")
+            target = Path(os.path.realpath(each))  # a link to itself is no error here
+            if each.is_symlink() and not (target.is_relative_to(home) or target.is_relative_to(blobs)):
+                raise DataError(f"{each} is a link that leads out of {name}; if you trust it, name the file itself")
+        return entries
     except PermissionError:
         raise DataError(f"{name}: permission denied; make the folder readable (chmod u+rx) and try again") from None
 

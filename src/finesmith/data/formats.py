@@ -6,12 +6,13 @@ import json
 import re
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from datetime import date, datetime, time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finesmith.data.decode import MAX_UNPACKED_BYTES
+from finesmith.data import bounds
 from finesmith.errors import DataError
 
 if TYPE_CHECKING:
@@ -73,17 +74,20 @@ def _objects_one_by_one(lines: Sequence[str], first: int, name: str) -> list[dic
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(
-                f"{name} line {number}, column {error.colno}: not valid JSON ({error.msg}): {_short(line)}; "
-                "expected one JSON object per line"
+                f"{name} line {number}, column {error.colno}: not valid JSON ({error.msg}); "
+                "expected one JSON object per line",
+                quote=line.strip(),
             ) from None
         except (RecursionError, ValueError):
             raise DataError(
-                f"{name} line {number}: nested too deeply, or holds a number of thousands of digits"
+                f"{name} line {number}: nested too deeply, or holds a number of thousands of digits; expected one "
+                "object of plain values per line"
             ) from None
         if not isinstance(row, dict):
             raise DataError(
                 f"{name} line {number} is {_kind(row)}, expected a JSON object such as "
-                f'{{"text": "...", "label": "..."}}: {_short(line)}'
+                '{"text": "...", "label": "..."}',
+                quote=line.strip(),
             )
         rows.append(row)
     return rows
@@ -101,9 +105,11 @@ def read_json(text: str, name: str) -> tuple[pa.Table, list[str]]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for position, key in enumerate(keys) if key in keys[:position])
-            raise DataError(f"{name}: key {_short(twice)!r} stands twice in one object, so one value would be lost")
+            times = Counter(key for key, _ in pairs)
+            twice = next(key for key in found if times[key] > 1)
+            raise DataError(
+                f"{name}: key {_short(twice)!r} stands twice in one object, so one value would be lost; rename one"
+            )
         return found
 
     try:
@@ -112,9 +118,14 @@ def read_json(text: str, name: str) -> tuple[pa.Table, list[str]]:
         if error.msg == "Extra data" and text.lstrip().startswith("{"):
             table, notes = read_jsonl(text, name)
             return table, ["one object per line, although the name ends in .json", *notes]
-        raise DataError(f"{name} line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})") from None
+        raise DataError(
+            f"{name} line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}); mend it there, or copy "
+            "the file again if it was cut off"
+        ) from None
     except (RecursionError, ValueError):
-        raise DataError(f"{name}: nested too deeply, or holds a number of thousands of digits") from None
+        raise DataError(
+            f"{name}: nested too deeply, or holds a number of thousands of digits; {_EXPECTED_JSON}"
+        ) from None
     rows, notes = _rows_of(document, name)
     if not rows:
         raise DataError(f"{name} holds no rows; {_EXPECTED_JSON}")
@@ -156,7 +167,10 @@ def _rows_of(document: Any, name: str) -> tuple[list[dict[str, Any]], list[str]]
 def _objects(values: list[Any], name: str) -> list[dict[str, Any]]:
     for number, value in enumerate(values, 1):
         if not isinstance(value, dict):
-            raise DataError(f"{name} row {number} is {_kind(value)}, expected an object: {_short(value)}")
+            raise DataError(
+                f'{name} row {number} is {_kind(value)}, expected an object such as {{"text": "...", "label": "..."}}',
+                quote=str(value)[:200],
+            )
     return values
 
 
@@ -179,30 +193,35 @@ def read_parquet(path: Path, name: str) -> tuple[pa.Table, list[str]]:
         DataError: not a parquet file, or it holds no rows.
     """
     import pyarrow as pa
-    import pyarrow.parquet as parquet
 
     try:
-        with parquet.ParquetFile(path) as file:
-            table = file.read()
+        table = bounds.read_bounded(path, name)
     except (pa.ArrowException, OSError) as error:
         reason = "permission denied" if isinstance(error, PermissionError) else str(error).splitlines()[0][:120]
-        raise DataError(f"{name}: cannot be read as parquet ({reason})") from None
+        raise DataError(f"{name}: cannot be read as parquet ({reason}); make or copy the file again") from None
     if table.num_rows == 0:
-        raise DataError(f"{name} holds no rows; its columns are {', '.join(table.column_names)[:80]}")
-    return plain(table)
+        raise DataError(
+            f"{name} holds no rows; its columns are {', '.join(table.column_names)[:80] or '(none)'}; expected one row "
+            "per example"
+        )
+    return plain(table, name)
 
 
-def plain(table: pa.Table) -> tuple[pa.Table, list[str]]:
-    """Return a table with ordinary types: dictionaries unfolded, class numbers named, decimals as floats."""
+def plain(table: pa.Table, name: str) -> tuple[pa.Table, list[str]]:
+    """Return a table with ordinary types: dictionaries unfolded, class numbers named, decimals as floats.
+
+    Raises:
+        DataError: two columns have one name.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    names_by_column = _class_names(table)
+    names_by_column, times = _class_names(table), Counter(table.column_names)
     notes, columns = [], []
     for field in table.schema:
-        column = table[field.name] if table.column_names.count(field.name) == 1 else None
+        column = table[field.name] if times[field.name] == 1 else None
         if column is None:
-            raise DataError(f"two columns are named {field.name[:80]!r}; give every column its own name")
+            raise DataError(f"{name}: two columns are named {field.name[:80]!r}; give every column its own name")
         kind = column.type
         if pa.types.is_dictionary(kind):
             column = pc.cast(column, kind.value_type)
@@ -248,20 +267,21 @@ def read_xlsx(path: Path, name: str) -> tuple[pa.Table, list[str]]:
         raise DataError(f"{name}: reading Excel files needs openpyxl; run: pip install 'finesmith[excel]'") from None
     try:
         with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        if size > MAX_UNPACKED_BYTES:
-            raise DataError(f"{name}: unpacks to {size:,} bytes, which no workbook does; save the sheet as csv")
+            bounds.refuse_workbook_bomb(archive, name, path.stat().st_size)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            workbook = openpyxl.load_workbook(path, read_only=True, data_only=True)
-            sheets = {sheet.title: _sheet_rows(sheet) for sheet in workbook.worksheets}
-            workbook.close()
+            with path.open("rb") as file:
+                workbook = openpyxl.load_workbook(file, read_only=True, data_only=True)
+                sheets = {sheet.title: _sheet_rows(sheet, name) for sheet in workbook.worksheets}
+                workbook.close()
     except PermissionError:
         raise DataError(f"{name}: permission denied; make the file readable (chmod u+r) and try again") from None
     except DataError:
         raise
     except Exception as error:  # openpyxl lets the errors of its XML and zip readers through
-        raise DataError(f"{name}: cannot be read as an Excel workbook ({str(error)[:80]})") from None
+        raise DataError(
+            f"{name}: cannot be read as an Excel workbook ({str(error)[:80]}); save it again, or as csv"
+        ) from None
     filled = {title: rows for title, rows in sheets.items() if rows}
     if not filled:
         raise DataError(f"{name} is empty; expected a header such as text, label and one row per example")
@@ -274,7 +294,7 @@ def read_xlsx(path: Path, name: str) -> tuple[pa.Table, list[str]]:
         if cell is None and used[position]:
             raise DataError(f"{place}: column {position + 1} has values but no name in the header; name every column")
     names = [(position, str(cell).strip()) for position, cell in enumerate(header) if cell is not None]
-    twice = [label for number, (_, label) in enumerate(names) if label in [other for _, other in names[:number]]]
+    twice = [label for label, times in Counter(label for _, label in names).items() if times > 1]
     if twice:
         raise DataError(f"{place}: the header names column {twice[0][:80]!r} twice; give every column its own name")
     if not rows:
@@ -284,9 +304,13 @@ def read_xlsx(path: Path, name: str) -> tuple[pa.Table, list[str]]:
     return table, [*notes, *more]
 
 
-def _sheet_rows(sheet: Any) -> list[tuple[Any, ...]]:
+def _sheet_rows(sheet: Any, name: str) -> list[tuple[Any, ...]]:
     sheet.reset_dimensions()
-    rows = [row for row in sheet.iter_rows(values_only=True) if any(cell is not None for cell in row)]
+    rows = [
+        tuple(row)
+        for row in bounds.within_cells(sheet.iter_rows(values_only=True), name)
+        if any(cell is not None for cell in row)
+    ]
     width = max((len(row) for row in rows), default=0)
     return [row + (None,) * (width - len(row)) for row in rows]
 
@@ -301,7 +325,10 @@ def table_from_rows(rows: Sequence[dict[str, Any]], name: str) -> tuple[pa.Table
             names[key] = names.get(key, 0) + 1
     if not names:
         raise DataError(f"{name}: its rows have no fields; {_EXPECTED_JSON}")
+    bounds.refuse_wide(list(names), len(rows), sum(names.values()), name)
     notes, columns = [], []
+    if broken := [key for key in names if _whole(key) != key]:
+        raise DataError(f"{name}: the field {_whole(_short(broken[0]))!r} holds half of a broken character; rename it")
     for key, present in names.items():
         if present < len(rows):
             notes.append(f"column {_short(key)!r} is absent from {len(rows) - present} of {len(rows)} rows")
@@ -317,7 +344,7 @@ def column_of(values: list[Any]) -> tuple[pa.Array | pa.ChunkedArray, list[str]]
 
     notes: list[str] = []
     try:
-        return pa.array(values), notes
+        return _strict_array(values), notes
     except UnicodeEncodeError:
         values = [_whole(value) for value in values]
         notes.append("holds halves of emoji or other broken characters, shown as \ufffd")
@@ -327,11 +354,24 @@ def column_of(values: list[Any]) -> tuple[pa.Array | pa.ChunkedArray, list[str]]
             values = [None if isinstance(value, float) and value != value else value for value in values]
             notes.append(f"holds {absent} NaN, read as missing")
     try:
-        return pa.array(values), notes
+        return _strict_array(values), notes
     except (pa.ArrowException, OverflowError, ValueError, TypeError):
         kinds = sorted({_kind(value) for value in values if value is not None})
         notes.append(f"mixes types ({', '.join(kinds)}) and is read as text")
-        return pa.array([None if value is None else as_text(value) for value in values], pa.string()), notes
+        return pa.array([None if value is None else _whole(as_text(value)) for value in values], pa.string()), notes
+
+
+def _strict_array(values: list[Any]) -> pa.Array | pa.ChunkedArray:
+    """Return values as Arrow's own choice of column, which would also take true for 1.0 among decimals.
+
+    Raises TypeError when it did.
+    """
+    import pyarrow as pa
+
+    found = pa.array(values)
+    if pa.types.is_floating(found.type) and any(isinstance(value, bool) for value in values):
+        raise TypeError("booleans among numbers")
+    return found
 
 
 def as_text(value: Any) -> str:

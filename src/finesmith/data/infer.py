@@ -108,7 +108,9 @@ def _check_named(profiles: Sequence[ColumnProfile], named: dict[str, str | None]
         if name is None:
             continue
         if name not in columns:
-            raise DataError(f"data.{role} is {name[:80]!r}, but there is no such column{_nearest(name, columns)}")
+            raise DataError(
+                f"data.{role} is {name[:80]!r}, but there is no such column{_nearest(name, columns)}: name one of these"
+            )
         if name in roles:
             raise DataError(
                 f"column {name[:80]!r} is named for both data.{roles[name]} and data.{role}; name two columns"
@@ -117,7 +119,9 @@ def _check_named(profiles: Sequence[ColumnProfile], named: dict[str, str | None]
         found = next(each for each in profiles if each.name == name)
         if role in ("text", "text_pair") and found.kind in ("empty", "other"):
             what = "has no values" if found.kind == "empty" else "holds objects, not text"
-            raise DataError(f"data.{role} is {name[:80]!r}, but that column {what}; the columns are {_listed(columns)}")
+            raise DataError(
+                f"data.{role} is {name[:80]!r}, but that column {what}; name another of the columns {_listed(columns)}"
+            )
 
 
 def _nearest(name: str, columns: Sequence[str]) -> str:

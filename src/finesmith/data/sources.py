@@ -59,6 +59,10 @@ class Source:
         origin = self.origins[bisect_right([each.first_row for each in self.origins], row) - 1]
         return f"{origin.name} row {row - origin.first_row + 1}"
 
+    def places(self) -> list[str]:
+        """Return `where` of every row."""
+        return [f"{origin.name} row {row}" for origin in self.origins for row in range(1, origin.rows + 1)]
+
 
 @dataclass(frozen=True, slots=True)
 class _Part:
@@ -85,6 +89,8 @@ def read(
     """
     if not sources:
         raise DataError("no data given; name a file such as reviews.csv")
+    for name in sources:
+        folders.refuse_orders(name, name)
     if max_rows is not None and max_rows < 1:
         raise DataError(f"max_rows is {max_rows}, expected at least 1")
     _refuse_twice(sources)
@@ -128,7 +134,7 @@ def _parts(sources: Sequence[str], encoding: str | None, commas: bool) -> Iterab
         path = Path(source)
         if hub.is_hub_id(source):
             table, fingerprint = hub.load(source)
-            table, notes = plain(table)
+            table, notes = plain(table, source)
             yield _Part(table, Origin(source, "hub", None, table.num_rows, 0, fingerprint, tuple(notes)))
         elif not folders.exists(path, source):
             raise DataError(folders.missing(path, source))
@@ -150,10 +156,15 @@ def _file(path: Path, name: str, encoding: str | None, commas: bool) -> _Part:
         raise DataError(f"{name}: unknown format {path.suffix or '(no extension)'!r}; {folders.KNOWN_FORMATS}")
     if form in ("parquet", "xlsx"):
         if _is_empty(path, name):
-            raise DataError(f"{name} is empty (0 bytes)")
+            raise DataError(f"{name} is empty (0 bytes); make or copy the file again")
         table, notes = read_parquet(path, name) if form == "parquet" else read_xlsx(path, name)
         return _Part(table, Origin(name, form, None, table.num_rows, 0, _sha256(path), tuple(notes)))
-    decoded = decode(load_bytes(path, name), name, encoding)
+    data = load_bytes(path, name)
+    if form in ("csv", "tsv") and encoding is None and b"\0" not in data:
+        # Empty lines at the end are dropped anyway; cut off here, they cost no second copy of the text.
+        data = data.rstrip(b"\r\n\x1a")
+    decoded = decode(data, name, encoding)
+    del data
     if form in ("csv", "tsv"):
         table, notes = read_delimited(decoded.text, name, usual="," if form == "csv" else "\t", commas=commas)
     else:
@@ -262,7 +273,7 @@ def _refuse_other_columns(first: _Part, part: _Part) -> None:
         said.append(f"also has {', '.join(map(repr, extra[:5]))}")
     raise DataError(
         f"{part.origin.name} {' and '.join(said)}, unlike {first.origin.name} ({', '.join(expected)[:80]}); "
-        "files read together need the same columns"
+        "files read together need the same columns: rename, add or remove some"
     )
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finesmith.data.chunks import Chunk, chunks, engine_of
 from finesmith.data.token_cache import Column, load_cached, open_build
 from finesmith.errors import DataError, UserError
 
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     import tokenizers
     from transformers import PreTrainedTokenizerBase
 
-CHUNK_ROWS = 8192
-CHUNK_CHARACTERS = 2_000_000
+HASHED_ROWS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +27,8 @@ class Tokens:
     tokens: int32 [T]; offsets: int64 [N + 1]; segments: uint8 [T] token type ids, or None where the rows have no pair
     or the model reads none; original_lengths: int32 [N] tokens before truncation. The arrays may be memory-mapped.
     words (white-space), characters and unknown (unknown tokens) count the whole rows, before truncation; special is
-    the number of tokens that the tokenizer's template adds to each row. cached says that nothing was tokenised.
+    the number of tokens that the tokenizer's template adds to each row. cached says that nothing was tokenised;
+    refused, why the arrays could not be kept in the cache.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -40,9 +40,16 @@ class Tokens:
     unknown: int
     special: int
     cached: bool = False
+    refused: str = ""
 
     def __len__(self) -> int:
         return int(self.offsets.size) - 1
+
+    def told(self) -> str:
+        """Return in a sentence where the tokens come from and whether they are kept."""
+        if self.cached:
+            return "tokens taken from the cache"
+        return "texts tokenised" + (f"; the cache cannot keep them: {self.refused}" if self.refused else "")
 
     def lengths(self) -> npt.NDArray[np.int64]:
         """Return the tokens in each row after truncation, int64 [N]."""
@@ -99,7 +106,6 @@ def tokenize(
     Raises:
         DataError: `pairs` is of another length than `texts`, or a text is not valid Unicode.
         UserError: `max_length` leaves no room beside the template's own tokens.
-        RunError: the cache folder cannot be written.
     """
     if pairs is not None and len(pairs) != len(texts):
         raise DataError(f"{len(texts)} texts but {len(pairs)} pair texts; every row needs one of each")
@@ -109,26 +115,29 @@ def tokenize(
             f"the maximum length is {max_length} tokens, of which this tokenizer's own special tokens take {special}; "
             f"expected at least {special + 1}, a usual value is 128 to 512"
         )
-    engine = _engine(tokenizer)
+    engine = engine_of(tokenizer)
     segmented = pairs is not None and "token_type_ids" in tokenizer.model_input_names
     key = _key(texts, pairs, tokenizer, engine, max_length)
     if cache is not None and (found := load_cached(cache, key)) is not None:
         return _assemble(*found, cached=True)
-    if engine is None:
-        chunks = _slow_chunks(texts, pairs, tokenizer, max_length, segmented)
-    else:
-        chunks = _fast_chunks(texts, pairs, tokenizer, engine, max_length, segmented)
     with open_build(cache, key) as build:
         tokens, offsets = build.column("tokens", "<i4"), build.column("offsets", "<i8")
         originals = build.column("original_lengths", "<i4")
         segments = build.column("segments", "|u1") if segmented else None
-        unknown = _collect(chunks, tokens, segments, offsets, originals)
-        counts = {"special": special, "unknown": unknown, **_count_text(texts, pairs)}
+        rows = chunks(texts, pairs, tokenizer, engine, max_length=max_length, segmented=segmented)
+        characters = sum(sum(map(len, column)) for column in (texts, pairs or ()))
+        counts = {
+            "special": special,
+            "characters": characters,
+            **_collect(rows, tokens, segments, offsets, originals),
+        }
         arrays = build.publish(counts)
-    return _assemble(arrays, counts, cached=False)
+    return _assemble(arrays, counts, cached=False, refused=build.refused)
 
 
-def _assemble(arrays: Mapping[str, npt.NDArray[Any]], counts: Mapping[str, int], *, cached: bool) -> Tokens:
+def _assemble(
+    arrays: Mapping[str, npt.NDArray[Any]], counts: Mapping[str, int], *, cached: bool, refused: str = ""
+) -> Tokens:
     return Tokens(
         tokens=arrays["tokens"],
         offsets=arrays["offsets"],
@@ -139,131 +148,29 @@ def _assemble(arrays: Mapping[str, npt.NDArray[Any]], counts: Mapping[str, int],
         unknown=counts["unknown"],
         special=counts["special"],
         cached=cached,
+        refused=refused,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    """Some rows as the tokenizer returned them; `unknown` counts over whole rows, `originals` is int32 [rows]."""
-
-    ids: list[list[int]]
-    kinds: list[list[int]] | None
-    originals: npt.NDArray[np.int32]
-    unknown: int
-
-
 def _collect(
-    chunks: Iterator[_Chunk], tokens: Column, segments: Column | None, offsets: Column, originals: Column
-) -> int:
-    """Append every chunk to the columns; return the number of unknown tokens."""
+    rows: Iterator[Chunk], tokens: Column, segments: Column | None, offsets: Column, originals: Column
+) -> dict[str, int]:
+    """Append every chunk to the columns; return the numbers of unknown tokens and of words."""
     import numpy as np
 
-    end, unknown = 0, 0
+    end = 0
+    counts = {"unknown": 0, "words": 0}
     offsets.append(np.zeros(1, np.int64))
-    for chunk in chunks:
-        ends = end + np.cumsum(np.fromiter(map(len, chunk.ids), np.int64, len(chunk.ids)))
-        end = int(ends[-1])
-        tokens.append(np.array(list(chain.from_iterable(chunk.ids)), np.int32))
-        offsets.append(ends)
+    for chunk in rows:
+        tokens.append(chunk.tokens)
+        offsets.append(end + np.cumsum(chunk.lengths))
+        end += chunk.tokens.size
         originals.append(chunk.originals)
-        if segments is not None and chunk.kinds is not None:
-            segments.append(np.array(list(chain.from_iterable(chunk.kinds)), np.uint8))
-        unknown += chunk.unknown
-    return unknown
-
-
-def _spans(texts: Sequence[str], pairs: Sequence[str] | None) -> Iterator[tuple[int, int]]:
-    """Cut the rows into runs of bounded rows and characters, so that memory does not grow with the data."""
-    start, characters = 0, 0
-    for position, text in enumerate(texts):
-        characters += len(text) + (len(pairs[position]) if pairs is not None else 0)
-        if characters >= CHUNK_CHARACTERS or position + 1 - start >= CHUNK_ROWS:
-            yield start, position + 1
-            start, characters = position + 1, 0
-    if start < len(texts):
-        yield start, len(texts)
-
-
-def _fast_chunks(
-    texts: Sequence[str],
-    pairs: Sequence[str] | None,
-    tokenizer: PreTrainedTokenizerBase,
-    engine: tokenizers.Tokenizer,
-    max_length: int | None,
-    segmented: bool,
-) -> Iterator[_Chunk]:
-    import numpy as np
-    from tokenizers import Tokenizer
-
-    unknown_id = _unknown_id(tokenizer, engine)
-    cutting = Tokenizer.from_str(engine.to_str())
-    cutting.encode_special_tokens = engine.encode_special_tokens
-    if max_length is not None:
-        cutting.enable_truncation(max_length, strategy="longest_first", direction=tokenizer.truncation_side)
-    for start, stop in _spans(texts, pairs):
-        rows: list[Any] = list(texts[start:stop])
-        if pairs is not None:
-            rows = list(zip(rows, pairs[start:stop], strict=True))
-        encodings = engine.encode_batch_fast(rows)
-        ids = [encoding.ids for encoding in encodings]
-        kinds = [encoding.type_ids for encoding in encodings] if segmented else None
-        originals = np.fromiter(map(len, ids), np.int32, len(ids))
-        unknown = 0 if unknown_id is None else sum(row.count(unknown_id) for row in ids)
-        if max_length is not None:
-            longer = np.flatnonzero(originals > max_length).tolist()
-            for position, encoding in zip(
-                longer, cutting.encode_batch_fast([rows[position] for position in longer]), strict=True
-            ):
-                ids[position] = encoding.ids
-                if kinds is not None:
-                    kinds[position] = encoding.type_ids
-        yield _Chunk(ids, kinds, originals, unknown)
-
-
-def _slow_chunks(
-    texts: Sequence[str],
-    pairs: Sequence[str] | None,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int | None,
-    segmented: bool,
-) -> Iterator[_Chunk]:
-    """Call a tokenizer written in Python, which has no batch engine."""
-    import numpy as np
-
-    unknown_id = tokenizer.unk_token_id
-    for start, stop in _spans(texts, pairs):
-        rows = list(texts[start:stop]), (None if pairs is None else list(pairs[start:stop]))
-        whole = tokenizer(*rows, truncation=False, verbose=False)
-        ids, kinds = whole["input_ids"], whole["token_type_ids"] if segmented else None
-        originals = np.fromiter(map(len, ids), np.int32, len(ids))
-        unknown = 0 if unknown_id is None else sum(row.count(unknown_id) for row in ids)
-        if max_length is not None and int(originals.max()) > max_length:
-            cut = tokenizer(*rows, truncation=True, max_length=max_length)
-            ids, kinds = cut["input_ids"], cut["token_type_ids"] if segmented else None
-        yield _Chunk(ids, kinds, originals, unknown)
-
-
-def _engine(tokenizer: PreTrainedTokenizerBase) -> tokenizers.Tokenizer | None:
-    """Return a private copy of a fast tokenizer's engine that neither cuts nor pads; None for a Python tokenizer."""
-    if not tokenizer.is_fast:
-        return None
-    from tokenizers import Tokenizer
-
-    engine = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    engine.no_truncation()
-    engine.no_padding()
-    engine.encode_special_tokens = tokenizer.split_special_tokens
-    return engine
-
-
-def _unknown_id(tokenizer: PreTrainedTokenizerBase, engine: tokenizers.Tokenizer) -> int | None:
-    """Return the id that stands for text the model of the tokenizer cannot spell, if there is one."""
-    from tokenizers import models
-
-    if isinstance(engine.model, models.BPE | models.WordPiece | models.WordLevel):
-        return engine.token_to_id(engine.model.unk_token) if engine.model.unk_token else None
-    unknown_id: int | None = tokenizer.unk_token_id
-    return unknown_id
+        if segments is not None and chunk.segments is not None:
+            segments.append(chunk.segments)
+        counts["unknown"] += chunk.unknown
+        counts["words"] += chunk.words
+    return counts
 
 
 def _key(
@@ -291,8 +198,8 @@ def _key(
     digest = hashlib.sha256(json.dumps(settings).encode())
     digest.update(content.encode())
     for column in (texts, pairs or ()):
-        for start in range(0, len(column), CHUNK_ROWS):
-            rows = column[start : start + CHUNK_ROWS]
+        for start in range(0, len(column), HASHED_ROWS):
+            rows = column[start : start + HASHED_ROWS]
             digest.update(np.fromiter(map(len, rows), "<i8", len(rows)).tobytes())
             try:
                 digest.update("".join(rows).encode())
@@ -307,14 +214,6 @@ def _not_unicode(rows: Sequence[str], start: int) -> DataError:
         f"text {start + bad + 1} of those to tokenise holds half of a character (a lone surrogate): "
         f"{ascii(rows[bad])[:80]}; expected valid Unicode; write the file again as UTF-8 or drop the row"
     )
-
-
-def _count_text(texts: Sequence[str], pairs: Sequence[str] | None) -> dict[str, int]:
-    columns = (texts, pairs or ())
-    return {
-        "words": sum(len(text.split()) for column in columns for text in column),
-        "characters": sum(len(text) for column in columns for text in column),
-    }
 
 
 def _histogram(lengths: npt.NDArray[np.int32], bins: int) -> list[dict[str, int]]:

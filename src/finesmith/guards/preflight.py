@@ -82,11 +82,13 @@ def every_tensor_learns(
     optimizer = make_optimizer()
     try:
         units = sum(len(batch.lengths) for batch in batches)
-        # Two steps: an adapter's second factor starts at zero, so the first one has no gradient before it moved.
+        # Up to two steps: an adapter's second factor starts at zero, so the first one has no gradient before it moved.
         for _ in range(2):
             backward(loss_sum, batches, units, lambda _: None)
             optimizer.step()
-        still = [n for n, p in module.named_parameters() if p.requires_grad and torch.equal(p, before[n])]
+            still = [n for n, p in module.named_parameters() if p.requires_grad and torch.equal(p, before[n])]
+            if not any(not _may_rest(name) for name in still):
+                break
         moved = [n for n, p in module.named_parameters() if not p.requires_grad and not torch.equal(p, before[n])]
     finally:
         with torch.no_grad():

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import ModelError
+from finesmith.models.patterns import NAME_REPEATS, slow
 
 if TYPE_CHECKING:
     from finesmith.models.forward import Network
@@ -25,6 +26,11 @@ def add_lora(network: Network, options: Mapping[str, Any], *, seed: int) -> Mapp
     from peft import LoraConfig, TaskType, get_peft_model
 
     settings = {**DEFAULTS, **options}
+    if isinstance(settings["target_modules"], str) and slow(settings["target_modules"], repeats=NAME_REPEATS):
+        raise ModelError(
+            f"method.lora.target_modules is {settings['target_modules'][:80]!r}, a pattern that could take for ever to "
+            "match; list the names, as in [query, value]"
+        )
     whole = sorted(_whole_modules(network) | set(settings.get("modules_to_save") or ()))
     if whole:
         settings["modules_to_save"] = whole

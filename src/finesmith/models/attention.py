@@ -15,17 +15,20 @@ if TYPE_CHECKING:
 
 RAGGED = "finesmith_ragged"
 
+# A run of sequences of one length: first token, sequences, length.
+Group = tuple[int, int, int]
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Where the sequences of a ragged batch lie.
 
-    lengths: of each sequence, ascending. groups: (first token, sequences, length) for each run of equal lengths.
-    starts and ends: int64 [B], the first and the last token of each sequence. positions: int64 [T] from 0 in each.
+    lengths: of each sequence, ascending. groups: the runs of equal lengths. starts and ends: int64 [B], the first and
+    the last token of each sequence. positions: int64 [T] from 0 in each.
     """
 
     lengths: tuple[int, ...]
-    groups: tuple[tuple[int, int, int], ...]
+    groups: tuple[Group, ...]
     starts: torch.Tensor
     ends: torch.Tensor
     positions: torch.Tensor
@@ -40,7 +43,7 @@ def layout_of(lengths: torch.Tensor) -> Layout:
     total = int(ends[-1]) if len(lengths) else 0
     positions = torch.arange(total, device=lengths.device) - torch.repeat_interleave(starts, lengths)
     sizes = tuple(lengths.tolist())
-    groups: list[tuple[int, int, int]] = []
+    groups: list[Group] = []
     first, i = 0, 0
     while i < len(sizes):
         j = i
@@ -50,6 +53,15 @@ def layout_of(lengths: torch.Tensor) -> Layout:
         first += (j - i) * sizes[i]
         i = j
     return Layout(sizes, tuple(groups), starts, ends - 1, positions)
+
+
+def one_each(layout: Layout) -> Layout:
+    """Describe a batch of which one token a sequence is left."""
+    import torch
+
+    count = len(layout.lengths)
+    places = torch.arange(count, device=layout.starts.device)
+    return Layout((1,) * count, ((0, count, 1),), places, places, torch.zeros_like(places))
 
 
 @cache
@@ -82,8 +94,9 @@ def ragged_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attend within each sequence of a flat batch.
 
-    query: [1, H, T, D]; key and value: [1, H or fewer, T, D]. Returns ([1, T, H, D], None).
-    Every sequence sees itself only: causally where the module says so, within |i - j| < sliding_window where given.
+    query: [1, H, T, D], or [1, H, B, D] with one query a sequence, which then sees all of it; key and value: [1, H or
+    fewer, T, D]. Returns ([1, T or B, H, D], None). Every sequence sees itself only: causally where the module says
+    so, within |i - j| < sliding_window where given.
     """
     import torch
 
@@ -95,26 +108,38 @@ def ragged_attention(
         key = key.repeat_interleave(heads // kv_heads, dim=1)
         value = value.repeat_interleave(heads // kv_heads, dim=1)
     flat = [part[0].transpose(0, 1) for part in (query, key, value)]  # [T, H, D] each
-    outputs = [_group(flat, group, scaling, dropout, causal, sliding_window) for group in ragged_layout.groups]
+    single = query.shape[2] != key.shape[2]
+    if query.device.type == "cpu" and (torch.is_grad_enabled() or dropout):
+        from finesmith.models.attend import Rule, attend
+
+        scale = scaling if scaling is not None else float(query.shape[-1] ** -0.5)
+        rule = Rule(ragged_layout.groups, scale, dropout, causal, sliding_window, single)
+        return attend(flat[0], flat[1], flat[2], rule)[None], None
+    outputs, row = [], 0
+    for first, count, length in ragged_layout.groups:
+        rows, tokens = count if single else count * length, count * length
+        q, k, v = flat[0][row : row + rows], flat[1][first : first + tokens], flat[2][first : first + tokens]
+        outputs.append(_group(q, k, v, count, scaling, dropout, causal, sliding_window))
+        row += rows
     return torch.cat(outputs)[None], None
 
 
 def _group(
-    flat: list[torch.Tensor],
-    group: tuple[int, int, int],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    count: int,
     scaling: float | None,
     dropout: float,
     causal: bool,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    """Attend within the sequences of one length; returns [count * length, H, D]."""
+    """Attend within `count` sequences of one length; query [count * rows, H, D], returned in the same shape."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
-    first, count, length = group
-    tokens = count * length
-    q, k, v = (part[first : first + tokens].unflatten(0, (count, length)).transpose(1, 2) for part in flat)  # type: ignore[no-untyped-call]
-    mask = None
+    q, k, v = (part.unflatten(0, (count, -1)).transpose(1, 2) for part in (query, key, value))  # type: ignore[no-untyped-call]
+    mask, length = None, k.shape[2]
     if sliding_window is not None and length > sliding_window:
         place = torch.arange(length, device=q.device)
         distance = place[:, None] - place[None, :]

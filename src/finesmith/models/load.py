@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from finesmith.errors import ModelError
 from finesmith.models.forward import Network
 from finesmith.models.probe import choose_attention
+from finesmith.models.screen import SMALL_JSON, read_object, screen
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +72,8 @@ class LoadReport:
 def find(base: str, revision: str | None = None) -> Base:
     """Locate a base model: `default` (bundled, hash checked), a folder, or a hub id.
 
-    Raises ModelError when a folder holds no model, has no safetensors weights, or the bundled file was changed.
+    Raises ModelError when a folder holds no model, has no safetensors weights or does not pass `screen`, or when the
+    bundled file was changed.
     """
     if base == DEFAULT:
         return _bundled()
@@ -131,6 +132,7 @@ def _local(folder: Path) -> Base:
             )
             + "; convert them with transformers' save_pretrained in a place you trust"
         )
+    screen(folder)
     digest = hashlib.sha256("".join(sha256_of(file) for file in weights).encode()).hexdigest()
     sha = sha256_of(weights[0]) if len(weights) == 1 else digest
     return Base(str(folder), folder.name, None, sha, _declared_pooling(folder))
@@ -138,13 +140,11 @@ def _local(folder: Path) -> Base:
 
 def _declared_pooling(folder: Path) -> str | None:
     """Return the pooling that a sentence-transformers folder declares, or None."""
-    path = folder / "1_Pooling" / "config.json"
-    if not path.is_file():
-        return None
-    config = json.loads(path.read_text("utf-8"))
+    config = read_object(folder / "1_Pooling" / "config.json", SMALL_JSON)
     names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
     chosen = [pooling for key, pooling in names.items() if config.get(key)]
-    return chosen[0] if chosen else config.get("pooling_mode")
+    declared = chosen[0] if chosen else config.get("pooling_mode")
+    return declared if declared in names.values() else None
 
 
 def sha256_of(path: Path) -> str:
@@ -166,6 +166,13 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
         )
     except Exception as error:
         raise ModelError(_cannot_load(base, "tokenizer", error)) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(_cannot_load(base, "tokenizer", ValueError(str(error)))) from error
+    # Neither is used here, and neither goes into the tuned model: code of its own, and templates that are programs.
+    tokenizer.init_kwargs.pop("auto_map", None)
+    tokenizer.chat_template = None
     # Without files transformers makes a tokenizer of special tokens alone, to which all text is unknown.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise ModelError(_cannot_load(base, "tokenizer", ValueError("no vocabulary was found")))
@@ -180,9 +187,13 @@ def load_config(base: Base) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(base.location, revision=base.revision or "main", trust_remote_code=False)  # type: ignore[no-any-return]
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            base.location, revision=base.revision or "main", trust_remote_code=False
+        )
     except Exception as error:
         raise ModelError(_cannot_load(base, "configuration", error)) from error
+    config.__dict__.pop("auto_map", None)
+    return config
 
 
 def load_classifier(

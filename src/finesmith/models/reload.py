@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import ModelError
 from finesmith.models.load import Base, Problem, find, load_classifier, load_tokenizer
+from finesmith.models.screen import screen_adapter, screen_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +53,7 @@ def _with_adapter(classifier: Any, folder: Path) -> Any:
     """
     from peft import PeftModel
 
+    screen_adapter(folder)
     try:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
@@ -65,7 +67,11 @@ def _with_adapter(classifier: Any, folder: Path) -> Any:
 
 
 def find_tokenizer(folder: Path) -> Base:
-    """Return the saved folder as a base, for its tokenizer alone."""
+    """Return the saved folder as a base, for its tokenizer alone.
+
+    Raises ModelError when the tokenizer's files do not pass `screen_tokenizer`.
+    """
+    screen_tokenizer(folder)
     return Base(str(folder), folder.name, None, None, None)
 
 

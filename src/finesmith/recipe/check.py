@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,10 +13,12 @@ from pydantic import ValidationError
 from finesmith.errors import Problem, RecipeError
 from finesmith.recipe.conflicts import conflicts
 from finesmith.recipe.keys import LORA_OPTIONS, SECTION_KEY, keys, unknown, usual
-from finesmith.recipe.scalars import show, whole_number
+from finesmith.recipe.scalars import clip, show, whole_number
 from finesmith.recipe.schema import Recipe
 
 Place = tuple[str | None, int | None]
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def from_dict(tree: Mapping[str, Any]) -> Recipe:
@@ -29,8 +32,11 @@ def from_dict(tree: Mapping[str, Any]) -> Recipe:
 
 def checked(tree: Mapping[str, Any], place: Callable[[str], Place], earlier: Sequence[Problem] = ()) -> Recipe:
     """Do what `from_dict` does; `place` tells the file and line of a key, `earlier` are problems already found."""
-    plain = _tidy(tree)
-    faults = dict(_lora_faults(plain))
+    plain, broken = _tidy(tree)
+    faults = {
+        key: f"{clip(key)} holds half of a character, as a broken emoji leaves it; expected a word" for key in broken
+    }
+    faults |= _lora_faults(plain)
     try:
         recipe = Recipe.model_validate(plain)
     except ValidationError as error:
@@ -48,8 +54,12 @@ def checked(tree: Mapping[str, Any], place: Callable[[str], Place], earlier: Seq
     return recipe
 
 
-def _tidy(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy the tree's sections; an empty section (a heading whose keys are commented out) counts as absent."""
+def _tidy(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Copy the tree's sections; return them and the keys left out, because they are not whole characters.
+
+    An empty section (a heading whose keys are commented out) counts as absent.
+    """
+    broken = []
 
     def section(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         copy: dict[str, Any] = {}
@@ -57,12 +67,15 @@ def _tidy(tree: Mapping[str, Any]) -> dict[str, Any]:
             known = keys().get(f"{prefix}{name}")
             if value is None and (f"{prefix}{name}" == "method.lora" or (known and known.section)):
                 continue
+            if _SURROGATE.search(name):
+                broken.append(f"{prefix}{name}")
+                continue
             copy[name] = section(value, f"{prefix}{name}.") if isinstance(value, Mapping) else value
         return copy
 
     plain = section(tree, "")
     plain.setdefault("data", {})
-    return plain
+    return plain, broken
 
 
 def _faults(error: ValidationError, tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -32,7 +32,7 @@ train:
   Paths in `--set`, and those under `output`, belong to the current directory.
 - An unknown key, a value out of its limits, settings that contradict each other and a setting that would change nothing
   are refused, all at once, each with its line. A setting left at its default is never in the way.
-- A recipe holds plain values: YAML tags, anchors and aliases, infinite numbers, keys given twice and files over 1 MB
+- A recipe holds plain values: YAML tags, anchors and aliases, infinite numbers, keys given twice and files over 200 kB
   are refused. `yes`, `no`, `on` and `off` are understood where true or false is expected and are text elsewhere.
 """
 

@@ -11,7 +11,7 @@ from finesmith.recipe.check import Place, checked
 from finesmith.recipe.keys import SECTION_KEY, keys, unknown
 from finesmith.recipe.scalars import show
 from finesmith.recipe.schema import Recipe
-from finesmith.recipe.source import RECIPE_SUFFIXES, Source, is_recipe_json, merged, parse_value, read
+from finesmith.recipe.source import DEEPEST, RECIPE_SUFFIXES, Source, is_recipe_json, merged, parse_value, read
 
 
 def load(path_or_data: str | Path, sets: Sequence[str] = ()) -> Recipe:
@@ -66,7 +66,7 @@ def _split(words: str) -> tuple[str, str, Any]:
     key = key.strip()
     if not equals or not key:
         return "", f"{show(words)} is not key=value; write for example --set train.epochs=3", None
-    if not all(key.split(".")):
+    if not all(key.split(".")) or key.count(".") > DEEPEST:
         return key, unknown(key), None
     try:
         return key, "", parse_value(text)

@@ -15,6 +15,8 @@ _WHOLE = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)", re.ASCII)
 _FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", re.ASCII)
 _NOT_A_NUMBER = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 _LONGEST_NUMBER = 300
+# As many digits as Python turns into a number, so that one from a JSON recipe is written and read back.
+_LONGEST_WHOLE = 4300
 
 
 def parse_scalar(text: str) -> Any:
@@ -28,7 +30,7 @@ def parse_scalar(text: str) -> Any:
     if text in _BOOLEAN:
         return _BOOLEAN[text]
     if len(text) > _LONGEST_NUMBER:
-        return text
+        return int(text) if len(text) <= _LONGEST_WHOLE and _WHOLE.fullmatch(text) else text
     if _WHOLE.fullmatch(text):
         return int(text)
     if _NOT_A_NUMBER.fullmatch(text):

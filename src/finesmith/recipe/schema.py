@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from finesmith.recipe.scalars import column_name, number, truth, whole_number
 
@@ -332,8 +332,8 @@ class Output(Section):
     )
     cache: Text | None = Field(
         default=None,
-        description="Folder for tokens and embeddings that later runs reuse; null takes the user's cache folder, none "
-        "keeps nothing.",
+        description="Folder for tokens and embeddings that later runs reuse; null takes the user's cache folder (with "
+        "output.redact: none), none keeps nothing.",
         json_schema_extra=_accepts("a folder, none, or null"),
     )
     checkpoint_minutes: Float = Field(
@@ -341,6 +341,19 @@ class Output(Section):
     )
     keep_checkpoints: Count = Field(default=2, description="How many of the latest checkpoints stay on disk.")
     tensorboard: Bool = Field(default=False, description="Write TensorBoard logs too; needs the extra `tensorboard`.")
+    redact: Bool = Field(
+        default=False,
+        description="Keep every text of the data out of the run folder: report, predictions and audit name rows by "
+        "their ids alone.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_tokens_nowhere(cls, values: Any) -> Any:
+        # Tokens are texts in another form: who withholds those has to name a folder for these.
+        if isinstance(values, dict) and truth(values.get("redact")) is True and values.get("cache") is None:
+            return {**values, "cache": "none"}
+        return values
 
 
 class Recipe(Section):

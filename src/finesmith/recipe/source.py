@@ -1,6 +1,6 @@
 """Recipe files read into plain values, with the line of every key. YAML, TOML and JSON.
 
-Nothing in a file can run code or grow: no tags, no anchors or aliases, 1 MB and 20 levels at most.
+Nothing in a file can run code or grow: no tags, no anchors or aliases, 200 kB, 1000 keys and 20 levels at most.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,10 @@ import yaml
 from finesmith.errors import Problem, RecipeError
 from finesmith.recipe.scalars import clip, parse_scalar, show
 
-LARGEST = 1_000_000
+LARGEST = 200_000
+MOST_KEYS = 1000
 DEEPEST = 20
+TOO_DEEP = f"nested more than {DEEPEST} levels deep; expected sections, keys and values, as docs/recipe.md lists them"
 RECIPE_SUFFIXES = (".yaml", ".yml", ".toml")
 
 KeyPath = tuple[str, ...]
@@ -53,12 +56,14 @@ class _Composer(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-            raise _Refused(problem="anchors and aliases are not allowed in a recipe", problem_mark=event.start_mark)
+            words = "anchors and aliases are not allowed in a recipe; write the value out, or put quotes around it"
+            raise _Refused(problem=words, problem_mark=event.start_mark)
         if event.tag is not None:
-            raise _Refused(problem=f"tags such as {show(event.tag)} are not allowed", problem_mark=event.start_mark)
+            words = f"tags such as {show(event.tag)} are not allowed; remove it, or put quotes around the value"
+            raise _Refused(problem=words, problem_mark=event.start_mark)
         self.depth += 1
         if self.depth > DEEPEST:
-            raise _Refused(problem=f"nested more than {DEEPEST} levels deep", problem_mark=event.start_mark)
+            raise _Refused(problem=TOO_DEEP, problem_mark=event.start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -67,9 +72,9 @@ class _Composer(yaml.SafeLoader):
 def read(path: Path) -> Source:
     """Read a recipe file. Raises RecipeError when it cannot be read or its syntax is wrong."""
     text = _text(path)
-    if path.suffix == ".toml":
+    if path.suffix.lower() == ".toml":
         return _toml(str(path), text)
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         return _json(str(path), text)
     return _yaml(str(path), text)
 
@@ -103,8 +108,9 @@ def is_recipe_json(path: Path, sections: Iterable[str]) -> bool:
         return False  # whatever it is, the reader of data files says what is wrong with it
     if not isinstance(tree, dict) or not tree:
         return False
-    data = tree.get("data")
-    train = data.get("train") if isinstance(data, dict) else None
+    # Under a misspelt section too, so that the mistake is told: rows of data would name it in each of them.
+    naming = [value for value in tree.values() if isinstance(value, dict) and "train" in value]
+    train = naming[0]["train"] if len(naming) == 1 else None
     names_files = isinstance(train, list) and all(isinstance(item, str) for item in train)
     return (
         isinstance(train, str)
@@ -154,14 +160,26 @@ def _syntax(error: yaml.YAMLError) -> tuple[str, int | None]:
         mark = error.problem_mark or error.context_mark
         words = error.problem or error.context or "unreadable"
         if "\\t" in words:
-            words = "a tab where spaces are expected; indent with spaces"
-        said = words if isinstance(error, _Refused) else f"not valid YAML: {words}"
-        return said[:200], mark.line + 1 if mark else None
-    return f"not valid YAML: {str(error).splitlines()[0][:200]}", None
+            words = "a tab where spaces are expected"
+        said = words if isinstance(error, _Refused) else f"not valid YAML: {words[:200]}; {_mend(words)}"
+        return said, mark.line + 1 if mark else None
+    return f"not valid YAML: {str(error).splitlines()[0][:200]}; mend the line", None
+
+
+def _mend(words: str) -> str:
+    """Return what to do about a fault of YAML's syntax."""
+    if "tab" in words:
+        return "indent with spaces"
+    if "mapping values" in words or "start any token" in words:
+        return (
+            "indent the keys of a section alike, and put quotes around a value that holds a colon or begins with a sign"
+        )
+    return "mend the line, or put quotes around the value"
 
 
 def _yaml(file: str, text: str) -> Source:
     source = Source(file)
+    _refuse_control_characters(text, file)
     try:
         node = _compose(text)
     except yaml.YAMLError as error:
@@ -170,13 +188,37 @@ def _yaml(file: str, text: str) -> Source:
     return _with_tree(source, _plain(node, (), source))
 
 
+def _refuse_control_characters(text: str, file: str) -> None:
+    if found := yaml.reader.Reader.NON_PRINTABLE.search(text):
+        line = text.count("\n", 0, found.start()) + 1
+        words = (
+            f"not valid YAML: holds the control character U+{ord(found[0]):04X}; remove it, or save the file as UTF-8"
+        )
+        raise RecipeError([Problem("", words, file, line)])
+
+
 def _with_tree(source: Source, tree: Any) -> Source:
     if tree is not None and not isinstance(tree, dict):
         raise RecipeError(
             [Problem("", f"holds {show(tree)}, expected sections such as data: and train:", source.file, 1)]
         )
+    _require_small(tree, source)
     source.tree = tree or {}
     return source
+
+
+def _require_small(tree: Any, source: Source) -> None:
+    """Refuse more keys or levels than a recipe has: what looks at each of them later may take its time."""
+    level, keys, depth = [tree or {}], 0, 0
+    while level:
+        inner = [each for value in level for each in (value.values() if isinstance(value, dict) else value)]
+        keys, depth = keys + sum(len(value) for value in level if isinstance(value, dict)), depth + 1
+        level = [value for value in inner if isinstance(value, dict | list)]
+        if keys > MOST_KEYS or depth > DEEPEST:
+            most = f"more than {MOST_KEYS:,} keys" if keys > MOST_KEYS else f"nested more than {DEEPEST} levels deep"
+            raise RecipeError(
+                [Problem("", f"{most}; expected sections, keys and values, as docs/recipe.md lists them", source.file)]
+            )
 
 
 def _plain(node: yaml.Node | None, path: KeyPath, source: Source) -> Any:
@@ -217,7 +259,7 @@ def _json(file: str, text: str) -> Source:
             raise RecursionError
         if isinstance(value, _Pairs):
             names = [name for name, _ in value]
-            for name in sorted({name for name in names if names.count(name) > 1}):
+            for name in sorted(name for name, times in Counter(names).items() if times > 1):
                 source.problems.append(
                     _twice(".".join((*path, name)), source, (*path, name), source.line(".".join(path)))
                 )
@@ -229,11 +271,13 @@ def _json(file: str, text: str) -> Source:
         source.lines = _json_lines(text)
         return _with_tree(source, plain(pairs, ()))
     except json.JSONDecodeError as error:
-        raise RecipeError([Problem("", f"not valid JSON: {error.msg}", file, error.lineno)]) from error
+        words = f"not valid JSON: {error.msg}; mend the line, for example its commas and quotation marks"
+        raise RecipeError([Problem("", words, file, error.lineno)]) from error
     except ValueError as error:
-        raise RecipeError([Problem("", f"not valid JSON: {str(error)[:100]}", file)]) from error
+        words = f"not valid JSON: {str(error)[:100]}; write a number that a computer can hold"
+        raise RecipeError([Problem("", words, file)]) from error
     except RecursionError:
-        raise RecipeError([Problem("", f"nested more than {DEEPEST} levels deep", file)]) from None
+        raise RecipeError([Problem("", TOO_DEEP, file)]) from None
 
 
 def _json_lines(text: str) -> dict[KeyPath, int]:
@@ -256,10 +300,11 @@ def _toml(file: str, text: str) -> Source:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         place = re.search(r"\(at line (\d+)", str(error))
-        words = f"not valid TOML: {str(error).split(' (at ')[0][:200]}"
+        words = f"not valid TOML: {str(error).split(' (at ')[0][:200]}; mend the line, for example its quotation marks"
         raise RecipeError([Problem("", words, file, int(place[1]) if place else None)]) from error
     except (ValueError, RecursionError) as error:
-        raise RecipeError([Problem("", f"not valid TOML: {str(error)[:100]}", file)]) from error
+        words = TOO_DEEP if isinstance(error, RecursionError) else f"not valid TOML: {str(error)[:100]}; mend the value"
+        raise RecipeError([Problem("", words, file)]) from error
     table: KeyPath = ()
     for line, words in enumerate(text.splitlines(), 1):
         if found := _TABLE.match(words):

@@ -190,7 +190,11 @@ def _load(folder: RunFolder) -> str:
     method = str(folder.model.get("method", ""))
     if method == "features":
         return "features"
-    return "adapter" if method in ADAPTER_METHODS else "full"
+    if method not in ADAPTER_METHODS:
+        return "full"
+    # Only the weights of a folder have been hashed; of the bundled ones the public name is known.
+    digest = folder.model.get("base_sha256")
+    return "adapter" if digest is None or digest == BUNDLED else "adapter of a folder"
 
 
 def _data(folder: RunFolder) -> dict[str, Any]:

@@ -60,6 +60,11 @@ class RunFolder:
                 return str(source["task"])
         return ""
 
+    @property
+    def withheld(self) -> bool:
+        """Tell whether the recipe has the data's texts kept out of the folder."""
+        return mapping(self.settings.get("output")).get("redact") is True
+
     def named(self, event: str) -> list[dict[str, Any]]:
         """Return every event of one name, in order."""
         return [record for record in self.events if record.get("event") == event]
@@ -77,15 +82,18 @@ def read(path: Path) -> RunFolder:
 
     def load(name: str) -> Any:
         content = _text(path / name, problems)
-        if not content:
+        if content is None:
             return None
         try:
-            return json.loads(content)
+            value = json.loads(content)
         except (ValueError, RecursionError):
+            value = None
+        expected = list if name == "baselines.json" else dict
+        if not isinstance(value, expected):
             problems.append(f"{name} is damaged and was left out")
-            return None
+        return value
 
-    recipe = _text(path / "recipe.yaml", problems)
+    recipe = _text(path / "recipe.yaml", problems) or ""
     return RunFolder(
         path=path,
         run=mapping(load("run.json")),
@@ -103,18 +111,20 @@ def read(path: Path) -> RunFolder:
     )
 
 
-def _text(path: Path, problems: list[str]) -> str:
-    if not path.is_file():
-        return ""
+def _text(path: Path, problems: list[str]) -> str | None:
+    """Return a file's text, or None where there is no such file or it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        if path.is_file():
+            return path.read_text(encoding="utf-8", errors="replace")
+        if path.exists() or path.is_symlink():
+            problems.append(f"{path.name} is not an ordinary file and was left out")
     except OSError as error:
         problems.append(f"{path.name} cannot be read: {error.strerror}")
-        return ""
+    return None
 
 
 def _events(path: Path, problems: list[str]) -> list[dict[str, Any]]:
-    lines = _text(path, problems).split("\n")
+    lines = (_text(path, problems) or "").split("\n")
     found: list[dict[str, Any]] = []
     broken = 0
     for position, line in enumerate(lines):

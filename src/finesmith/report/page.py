@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
+import re
 import shlex
 from pathlib import Path
 from typing import Any
 
+from finesmith.discreet import discreet
 from finesmith.report import charts, curves, mistakes, sections
 from finesmith.report.folder import RunFolder, items, mapping, read, records
 from finesmith.report.format import (
@@ -33,10 +34,13 @@ from finesmith.report.format import (
     visible,
     words,
 )
+from finesmith.run import write_whole
 
 FILE_NAME = "report.html"
 MOST_BYTES = 2_000_000
 RECIPE_CHARACTERS = 40_000
+# The home folder of whoever made the run, where another makes its report again.
+ANY_HOME = re.compile(r"(?<![\w.~-])(?:/home/|/Users/|[A-Za-z]:\\+Users\\+)[^/\\\s\"']+")
 STATES = {"running": "Running", "finished": "Finished", "failed": "Failed", "interrupted": "Interrupted"}
 FILES = {
     "run.json": "state, machine, versions, command",
@@ -63,15 +67,13 @@ def build(run_folder: Path) -> Path:
     failed or interrupted run lacks are left out and the page says so.
 
     Raises:
-        RunError: `run_folder` is not a folder.
+        RunError: `run_folder` is not a folder, or the disk refused the page.
     """
     content = render(read(run_folder)).encode("utf-8")
     if len(content) > MOST_BYTES:
         raise AssertionError(f"the report holds {len(content)} bytes, more than {MOST_BYTES}: a list is not cut")
     target = run_folder / FILE_NAME
-    draft = run_folder / f".{FILE_NAME}.{os.getpid()}"
-    draft.write_bytes(content)
-    draft.replace(target)
+    write_whole(target, content)
     return target
 
 
@@ -96,6 +98,7 @@ def render(folder: RunFolder) -> str:
         style=Markup(style),
         style_digest=Markup(digest),
         name=cut(folder.name, 120),
+        withheld=folder.withheld,
         banner=banner(folder),
         comparison=comparison(folder),
         figures=key_figures(folder),
@@ -371,7 +374,9 @@ def _names(model: dict[str, Any], key: str) -> str:
 def _recipe(folder: RunFolder) -> dict[str, Any] | None:
     if not folder.recipe:
         return None
-    lines = [visible(line) for line in folder.recipe[:RECIPE_CHARACTERS].splitlines()]
+    # The file itself keeps its paths, so that it runs again; a page is passed on.
+    shown = ANY_HOME.sub("~", discreet(folder.recipe[:RECIPE_CHARACTERS]))
+    lines = [visible(line) for line in shown.splitlines()]
     return {"lines": lines, "left_out": max(0, len(folder.recipe) - RECIPE_CHARACTERS)}
 
 

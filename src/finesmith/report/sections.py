@@ -162,6 +162,7 @@ def findings(folder: RunFolder) -> dict[str, Any] | None:
             "kind": words(finding.get("kind"), 60),
             "severity": finding["severity"] if finding.get("severity") in rank else "info",
             "message": cut(finding.get("message"), 400),
+            "shows": cut(finding.get("shows"), 400),
             "count": count(finding.get("count")) if number(finding.get("count")) else "",
             "action": ACTIONS.get(str(finding.get("action")), cut(finding.get("action"), 40)),
             "remedy": cut(finding.get("remedy"), 400),

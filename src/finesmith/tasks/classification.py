@@ -56,7 +56,8 @@ def unknown_labels(found: Sequence[str], where: Sequence[str], known: Sequence[s
     places = ", ".join(f"{name[:40]!r} at {place}" for name, place in list(zip(found, where, strict=True))[:3])
     return DataError(
         f"{len(found):,} labels are not among those of the training data: {places}; "
-        f"known labels are {', '.join(repr(k[:40]) for k in known[:12])}{' …' if len(known) > 12 else ''}"
+        f"known labels are {', '.join(repr(k[:40]) for k in known[:12])}{' …' if len(known) > 12 else ''}: mend them, "
+        "or add such rows to the training data"
     )
 
 

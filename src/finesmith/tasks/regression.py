@@ -137,9 +137,12 @@ class Regression(Task):
 
     def summary(self, targets: Array) -> dict[str, Any]:
         """Return mean, spread and range."""
+        import numpy as np
+
         if not len(targets):
             return {"summary": {}}
-        figures = {"mean": targets.mean(), "std": targets.std(), "min": targets.min(), "max": targets.max()}
+        with np.errstate(over="ignore", invalid="ignore"):
+            figures = {"mean": targets.mean(), "std": targets.std(), "min": targets.min(), "max": targets.max()}
         return {"summary": {k: float(v) for k, v in figures.items()}}
 
     def zero_shot(self, similarity: Array) -> Array | None:

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ FORMAT = 1
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 MANIFEST_LIMIT = 64 * 2**20
 NAME = re.compile(r"step-(\d{8,18})")
+NEEDED = re.compile(r"[a-z]+/step-(\d{8,18})")
 LEFTOVER = re.compile(r"(step-\d{8,18})\.(tmp|old|gone)-\d+")
 
 
@@ -64,12 +65,14 @@ def save(
     *,
     fingerprint: Mapping[str, str],
     keep: int,
+    needs: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a checkpoint into `folder` (made when absent), verify it, publish it, and only then prune older ones.
 
     After any failure or kill the checkpoints that were there still are, and none is half made. Tensors that share all
-    their memory are written once. The newest `keep` that verify are kept, the new one among them. Only one process may
-    save into a folder. Returns the new checkpoint's path.
+    their memory are written once. The newest `keep` are kept, the new one among them; one that is obviously damaged
+    does not count. `needs` names other checkpoints (FOLDER/step-..., below `folder`) with their seals: it is only used
+    while they verify too. Only one process may save into a folder. Returns the new checkpoint's path.
 
     Raises:
         RunError: the disk is full, the folder cannot be written, or what was written reads back differently.
@@ -85,7 +88,7 @@ def save(
             sync_folder(folder.parent)
         _remove_leftovers(folder)
         temporary.mkdir()
-        _write(temporary, step, tensors, state, fingerprint)
+        _write(temporary, step, tensors, state, fingerprint, needs or {})
         _verify(temporary, step)
         _publish(temporary, target)
     except BaseException as error:
@@ -105,12 +108,16 @@ def save(
 
 
 def latest(
-    folder: Path, *, fingerprint: Mapping[str, str] | None, force: bool = False, at: int | None = None
+    folder: Path,
+    *,
+    fingerprint: Mapping[str, str] | None,
+    force: bool = False,
+    misfit: Callable[[Checkpoint], str] | None = None,
 ) -> Checkpoint | None:
     """Load the newest checkpoint in `folder` that verifies; None when there is no checkpoint at all.
 
     Every byte is hashed before anything is loaded. `fingerprint=None` compares nothing; `force` goes on although the
-    fingerprint differs; `at` looks for that step only. What a killed save left behind is removed.
+    fingerprint differs; `misfit` may say why one that verifies is passed over. What a killed save left is removed.
 
     Raises:
         RunError: there are checkpoints but none verifies; or the fingerprint differs, and what differs is named.
@@ -123,19 +130,11 @@ def latest(
         raise RunError(f"{folder}: cannot be tidied after a killed save: {error}; make the folder writable") from error
     refused: list[str] = []
     for step, path in _published(folder):
-        if at is not None and step != at:
-            continue
         try:
-            content = _verify(path, step)
-            found = Checkpoint(
-                path=path,
-                step=step,
-                tensors=read_tensors(path / TENSORS, content["aliases"]),
-                state=read_state((path / STATE).read_bytes()),
-                fingerprint=content["fingerprint"],
-                refused=tuple(refused),
-            )
-        except (_DamagedError, OSError, ValueError, KeyError, RecursionError) as error:
+            found = _load(path, step, tuple(refused))
+            if why := misfit(found) if misfit else "":
+                raise _DamagedError(why)
+        except _DamagedError as error:
             refused.append(f"{path.name}: {str(error)[:200]}")
             continue
         if fingerprint is not None and not force:
@@ -144,9 +143,88 @@ def latest(
     if refused:
         raise RunError(
             f"{folder}: no checkpoint can be used ({'; '.join(refused)}); restore the folder from a copy, or remove it "
-            "to train again from the start"
+            "to train again from the start, to the same result"
         )
     return None
+
+
+def of_step(step: int, places: Mapping[Path, str | None]) -> Checkpoint:
+    """Load the checkpoint of a step from the first of `places` where it verifies and bears the seal that is named.
+
+    Raises:
+        RunError: it is nowhere whole.
+    """
+    refused = []
+    for folder, expected in places.items():
+        path = folder / f"step-{step:08d}"
+        try:
+            _require_seal(path, expected)
+            return _load(path, step)
+        except _DamagedError as error:
+            refused.append(f"{path}: {str(error)[:200]}")
+    raise RunError(
+        f"the weights of step {step} are lost ({'; '.join(refused)}); resume the run: it trains them again from the "
+        "last good checkpoint before them"
+    )
+
+
+def seal(path: Path) -> str:
+    """Return the SHA-256 of a checkpoint's manifest, which stands for all that is in it."""
+    return str(describe_file(path / MANIFEST)["sha256"])
+
+
+def forget_later(found: Checkpoint) -> None:
+    """Remove the checkpoints after one that a run goes on from: they were passed over, and none may return.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    folder = found.path.parent
+    try:
+        for step, path in _published(folder):
+            if step > found.step:
+                _remove(path)
+        sync_folder(folder)
+    except OSError as error:
+        raise RunError(
+            f"{folder}: checkpoints after step {found.step} cannot be removed: {error.strerror or error}; make the "
+            "folder writable"
+        ) from error
+
+
+def _load(path: Path, step: int, refused: tuple[str, ...] = ()) -> Checkpoint:
+    try:
+        content = _verify(path, step)
+        for name, expected in content.get("needs", {}).items():
+            _verify_needed(path.parent, name, expected)
+        return Checkpoint(
+            path=path,
+            step=step,
+            tensors=read_tensors(path / TENSORS, content["aliases"]),
+            state=read_state((path / STATE).read_bytes()),
+            fingerprint=content["fingerprint"],
+            refused=refused,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _DamagedError(str(error)) from error
+
+
+def _verify_needed(folder: Path, name: str, expected: str) -> None:
+    match = NEEDED.fullmatch(name)
+    if match is None:
+        raise _DamagedError(f"it needs {name[:80]!r}, which is no checkpoint")
+    try:
+        _require_seal(folder / name, expected)
+        _verify(folder / name, int(match[1]))
+    except (_DamagedError, OSError) as error:
+        raise _DamagedError(f"it needs {name}: {error}") from error
+
+
+def _require_seal(path: Path, expected: str | None) -> None:
+    if not (path / MANIFEST).is_file():
+        raise _DamagedError(f"{MANIFEST} is missing or not a plain file")
+    if expected is not None and seal(path) != expected:
+        raise _DamagedError(f"{MANIFEST} is not the one that was written")
 
 
 def _write(
@@ -155,6 +233,7 @@ def _write(
     tensors: Mapping[str, torch.Tensor],
     state: Mapping[str, Any],
     fingerprint: Mapping[str, str],
+    needs: Mapping[str, str],
 ) -> None:
     aliases = find_aliases(tensors)
     unique = {name: tensor for name, tensor in tensors.items() if name not in aliases}
@@ -167,6 +246,7 @@ def _write(
         },
         "aliases": aliases,
         "fingerprint": dict(fingerprint),
+        "needs": dict(needs),
     }
     write_file(folder / MANIFEST, [_manifest_bytes(content)])
     sync_folder(folder)
@@ -176,8 +256,8 @@ def _manifest_bytes(content: Mapping[str, Any]) -> bytes:
     return canonical({"content": content, "sha256": hashlib.sha256(canonical(content)).hexdigest()})
 
 
-def _verify(path: Path, step: int) -> dict[str, Any]:
-    """Return the manifest's content when every byte of the checkpoint is as it was written."""
+def _verify(path: Path, step: int, *, hashing: bool = True) -> dict[str, Any]:
+    """Return the manifest's content when every byte of the checkpoint (or its sizes) is as it was written."""
     for name in (MANIFEST, STATE, TENSORS):
         if (path / name).is_symlink() or not (path / name).is_file():
             raise _DamagedError(f"{name} is missing or not a plain file")
@@ -196,10 +276,10 @@ def _verify(path: Path, step: int) -> dict[str, Any]:
     if its_step != step:
         raise _DamagedError(f"it is of step {str(its_step)[:20]}, not of step {step}")
     for name in (STATE, TENSORS):
-        found = describe_file(path / name)
-        if found["size"] != files[name]["size"]:
-            raise _DamagedError(f"{name} has {found['size']} bytes, expected {files[name]['size']}")
-        if found["sha256"] != files[name]["sha256"]:
+        size = (path / name).stat().st_size
+        if size != files[name]["size"]:
+            raise _DamagedError(f"{name} has {size} bytes, expected {files[name]['size']}")
+        if hashing and describe_file(path / name)["sha256"] != files[name]["sha256"]:
             raise _DamagedError(f"{name} does not match its SHA-256")
     return content
 
@@ -224,16 +304,22 @@ def _published(folder: Path) -> list[tuple[int, Path]]:
 
 
 def _prune(folder: Path, step: int, keep: int) -> None:
-    """Remove all but the newest `keep` that verify; a good one of a later step is never touched."""
+    """Remove all but the newest `keep` of the right sizes (hashing them at every save would double its cost).
+
+    A good one of a later step is never touched.
+    """
     good = 1
     for other, path in _published(folder):
         if other == step:
             continue
         if other > step or good < keep:
             try:
-                _verify(path, other)
-            except (_DamagedError, OSError):
+                _verify(path, other, hashing=False)
+            except _DamagedError:
                 _remove(path)
+                continue
+            except OSError:
+                # It may be whole: that it cannot be read now is no reason to lose it.
                 continue
             good += other < step
         else:

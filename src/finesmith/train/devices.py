@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     pass
 
 Precision = Literal["auto", "float32", "bfloat16"]
+# From glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 NATIVE_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
 
 
@@ -105,6 +107,21 @@ def machine_memory(container: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
         used -= int(statistics.get("inactive_file", 0))
         total, free = min(total, int(text)), max(0, min(free, int(text) - used))
     return total, free
+
+
+def keep_freed_memory() -> None:
+    """Ask the C library (glibc) to reuse the memory of freed tensors rather than to hand it back and fetch it anew.
+
+    Each step frees and asks for the same large blocks. Handing them back makes the kernel clear every page again, about
+    5 percent of a step on a CPU. Other C libraries are left as they are.
+    """
+    import ctypes
+    import platform
+
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(M_TRIM_THRESHOLD, 2**29)
+        library.mallopt(M_MMAP_THRESHOLD, 2**26)
 
 
 def set_determinism(seed: int, threads: int) -> None:

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import DataError, RunError
-from finesmith.run import Run, read_json, read_state
+from finesmith.run import Run, read_state
+from finesmith.workflows.about import read_about
 from finesmith.workflows.inference import Predictor
+from finesmith.workflows.seal import require_sealed
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     from finesmith.data.clean import Cleaning
+    from finesmith.data.sources import Source
     from finesmith.tasks.protocol import Task
 
     Floats = npt.NDArray[np.float64]
+
+# Memory grows with these, not with the file: tokens, outputs and columns of so many rows are held at once.
+ROWS_AT_ONCE = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the files of the run were read, and others are: their encoding where it was named, and decimal commas."""
+
+    encoding: str | None
+    commas: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +48,23 @@ class TunedModel:
     text_pair: str | None
     label: str
     metric: str
+    reading: Reading
+
+    def read(self, source: str, encoding: str | None = None) -> Source:
+        """Read a source as the run read its own, or by another encoding.
+
+        Raises DataError when it cannot be read.
+        """
+        from finesmith.data.sources import read
+
+        return read([source], encoding=encoding or self.reading.encoding, commas=self.reading.commas)
 
     def outputs(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, progress: Callable[[int], None] | None = None
     ) -> Floats:
         """Return probabilities [N, C], or values [N] for regression, in the order of `texts`.
 
-        Raises DataError when pairs are given to a model of single texts, or are missing.
+        Equal texts are answered once. Raises DataError when pairs are given to a model of single texts, or are missing.
         """
         import numpy as np
 
@@ -52,11 +76,16 @@ class TunedModel:
             raise DataError(f"this model was tuned on {need}")
         if pairs is not None and len(pairs) != len(texts):
             raise DataError(f"{len(texts):,} texts and {len(pairs):,} second texts do not make pairs")
-        cleaned = clean(texts, self.cleaning).texts
-        second = None if pairs is None else clean(pairs, self.cleaning).texts
-        tokens = tokenize(cleaned, second, self.predictor.network.tokenizer, max_length=self.max_length, cache=None)
+        rows = list(zip(texts, texts if pairs is None else pairs, strict=True))
+        place: dict[tuple[str, str], int] = {}
+        places = np.fromiter((place.setdefault(row, len(place)) for row in rows), np.int64, len(rows))
+        if progress is not None and len(place) < len(rows):
+            progress(len(rows) - len(place))
+        first = clean([row[0] for row in place], self.cleaning).texts
+        second = None if pairs is None else clean([row[1] for row in place], self.cleaning).texts
+        tokens = tokenize(first, second, self.predictor.network.tokenizer, max_length=self.max_length, cache=None)
         logits = self.predictor.logits(tokens, np.arange(len(tokens)), progress)
-        return self.task.outputs(logits) if len(tokens) else logits
+        return self.task.outputs(logits)[places] if rows else logits
 
 
 def load_model(folder: Path, *, device: str | None = None) -> TunedModel:
@@ -64,14 +93,12 @@ def load_model(folder: Path, *, device: str | None = None) -> TunedModel:
 
     Raises RunError or ModelError when something is missing or damaged.
     """
-    from finesmith import tasks
     from finesmith.data.clean import Cleaning
     from finesmith.models.reload import read_dense, reload_network
     from finesmith.train.devices import choose
     from finesmith.train.linear import LinearHead
 
-    about = read_json(folder / "finesmith.json")
-    task = tasks.restore(about["task"])
+    about, task = read_about(folder)
     network = reload_network(
         folder,
         adapter_on=about["base"] if about["method"] == "lora" else None,
@@ -95,13 +122,14 @@ def load_model(folder: Path, *, device: str | None = None) -> TunedModel:
         about["text_pair"],
         about["label"],
         about["metric"],
+        Reading(**about["reading"]),
     )
 
 
 def load_run(folder: str) -> TunedModel:
     """Load the tuned model of a run.
 
-    Raises RunError when the run has not finished or its model is gone.
+    Raises RunError when the run has not finished, or its model is gone or no longer what was saved.
     """
     place = Path(folder)
     state = read_state(place)
@@ -110,30 +138,44 @@ def load_run(folder: str) -> TunedModel:
     if state != "finished":
         how = "has failed" if state == "failed" else "was interrupted"
         raise RunError(f"{folder} {how}, so it has no model yet; `finesmith resume {folder}` goes on with it")
-    if not (place / "model" / "finesmith.json").is_file():
-        raise RunError(f"{folder} has finished but its model folder is gone or damaged; copy it back or tune again")
+    require_sealed(place / "model")
     return load_model(place / "model")
 
 
 def predict_file(
-    folder: str, source: str, *, text: str | None = None, text_pair: str | None = None,
+    folder: str, source: str, *, text: str | None = None, text_pair: str | None = None, encoding: str | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Any:  # fmt: skip
-    """Return a pyarrow table of the rows of `source` in order, with the prediction's columns added.
+) -> Iterator[Any]:  # fmt: skip
+    """Yield the rows of `source` in order, as pyarrow tables of at most 50,000, the prediction's columns added.
 
-    Raises DataError when the source cannot be read or lacks the columns that the model reads.
+    There is at least one table, and all have the same columns and types. `encoding` replaces what the run's recipe
+    says of its own files. Raises DataError when the source cannot be read or lacks the columns that the model reads.
     """
+    return predictions(load_run(folder), source, text=text, text_pair=text_pair, encoding=encoding, progress=progress)
+
+
+def predictions(
+    model: TunedModel, source: str, *, text: str | None = None, text_pair: str | None = None,
+    encoding: str | None = None, progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Any]:  # fmt: skip
+    """Yield what `predict_file` yields, from a model that is loaded already."""
+    table = model.read(source, encoding).table
+    first, second = _columns(model, table, source, text, text_pair)
+    count = _counting(progress, table.num_rows)
+    for start in range(0, max(table.num_rows, 1), ROWS_AT_ONCE):
+        part = table.slice(start, ROWS_AT_ONCE)
+        outputs = model.outputs(_strings(part, first), None if second is None else _strings(part, second), count)
+        for name, values in (model.task.columns(outputs) if part.num_rows else {"prediction": []}).items():
+            part = part.append_column(_free(name, part.column_names), _column(values))
+        yield part
+
+
+def _column(values: Sequence[Any]) -> Any:
+    """Return values as an array, its type the same where all lists are empty."""
     import pyarrow as pa
 
-    from finesmith.data.sources import read
-
-    model = load_run(folder)
-    table = read([source]).table
-    texts, pairs = _columns(model, table, source, text, text_pair)
-    outputs = model.outputs(texts, pairs, _counting(progress, len(texts)))
-    for name, values in (model.task.columns(outputs) if len(texts) else {"prediction": []}).items():
-        table = table.append_column(_free(name, table.column_names), pa.array(values))
-    return table
+    array = pa.array(values)
+    return array.cast(pa.list_(pa.string())) if array.type == pa.list_(pa.null()) else array
 
 
 def _free(name: str, taken: Sequence[str]) -> str:
@@ -147,29 +189,30 @@ def _free(name: str, taken: Sequence[str]) -> str:
 
 def evaluate_file(
     folder: str, source: str, *, text: str | None = None, text_pair: str | None = None, label: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    encoding: str | None = None, progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Score a run's model on another labelled file; return scores with intervals, and keep them in the run folder.
 
-    Rows without a label are left out and counted in `unlabelled`. Raises DataError when the source cannot be read,
-    lacks columns, has no labels, or has labels that the model does not know.
+    Rows without a label are left out and counted in `unlabelled`. `encoding` replaces what the run's recipe says of its
+    own files. Raises DataError when the source cannot be read, lacks columns, has no labels, or has labels that the
+    model does not know.
     """
     from dataclasses import asdict
 
-    from finesmith.data.sources import read
     from finesmith.evaluate.statistics import bootstrap
     from finesmith.workflows.rows import read_labels
 
     model = load_run(folder)
-    data = read([source])
-    texts, pairs = _columns(model, data.table, source, text, text_pair)
+    data = model.read(source, encoding)
+    first, second = _columns(model, data.table, source, text, text_pair)
     name = label or model.label
     _require(data.table, source, name, "label", "label")
     labels = read_labels(data.table.column(name).to_pylist(), model.task.label_kind)
     given = [i for i, value in enumerate(labels) if value is not None]
     if not given:
         raise DataError(f"{source}: column {name!r} holds no labels in {len(labels):,} rows; name another with --label")
-    texts, pairs = [texts[i] for i in given], None if pairs is None else [pairs[i] for i in given]
+    texts = _picked(_strings(data.table, first), given)
+    pairs = None if second is None else _picked(_strings(data.table, second), given)
     targets = model.task.encode([labels[i] for i in given], [data.where(i) for i in given])
     outputs = model.outputs(texts, pairs, _counting(progress, len(texts)))
     scores = {k: None if s is None else asdict(s) for k, s in bootstrap(model.task.kind, targets, outputs).items()}
@@ -191,17 +234,26 @@ def evaluate_file(
 
 def _columns(
     model: TunedModel, table: Any, source: str, text: str | None, text_pair: str | None
-) -> tuple[list[str], list[str] | None]:
-    """Return the texts (and their pairs) that the model reads; absent values are empty texts."""
+) -> tuple[str, str | None]:
+    """Return the names of the columns that the model reads."""
     if text_pair is not None and model.text_pair is None:
         raise DataError("this model was tuned on one text, not a pair; leave --text-pair out")
+    first = text or model.text
+    _require(table, source, first, "text", "text")
+    if model.text_pair is None:
+        return first, None
+    second = text_pair or model.text_pair
+    _require(table, source, second, "text", "text-pair")
+    return first, second
 
-    def strings(name: str, option: str) -> list[str]:
-        _require(table, source, name, "text", option)
-        return ["" if value is None else str(value) for value in table.column(name).to_pylist()]
 
-    first = strings(text or model.text, "text")
-    return first, None if model.text_pair is None else strings(text_pair or model.text_pair, "text-pair")
+def _strings(table: Any, name: str) -> list[str]:
+    """Return a column as texts; absent values are empty texts."""
+    return ["" if value is None else str(value) for value in table.column(name).to_pylist()]
+
+
+def _picked(values: Sequence[str], positions: Sequence[int]) -> list[str]:
+    return [values[position] for position in positions]
 
 
 def _require(table: Any, source: str, name: str, role: str, option: str) -> None:

@@ -1,14 +1,16 @@
-"""What simpler methods reach on the same splits, before any tuning."""
+"""What simpler methods reach on the same splits, the base model without any tuning among them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from finesmith.errors import UserError
 from finesmith.types import Split
-from finesmith.workflows.embed import embeddings, untouched
+from finesmith.workflows.embed import Embedded, embeddings, untouched
 from finesmith.workflows.heads import fit_head
 
 if TYPE_CHECKING:
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
     from finesmith.workflows.setup import Setup
 
     Outputs = Mapping[Split, npt.NDArray[np.float64]]
-    # Outputs, why there are none, and the seconds that a cache saved.
-    Made = tuple[Outputs, str | None, float]
+    # Outputs, and the seconds that a cache saved.
+    Made = tuple[Outputs, float]
 
 TITLES = {
     "majority": "most frequent answer",
@@ -44,20 +46,29 @@ class FittedBaseline:
     skipped: str | None = None
 
 
+class BaseModel:
+    """The base model without any tuning, loaded when first asked for; its embeddings are computed once."""
+
+    def __init__(self, recipe: Recipe, run: Run, data: Prepared, setup: Setup) -> None:
+        self.setup: Callable[[], Setup] = cache(lambda: untouched(recipe, data, setup))
+        self.embedded: Callable[[], Embedded] = cache(lambda: embeddings(run, data, self.setup()))
+
+
 def fit_baselines(recipe: Recipe, run: Run, data: Prepared, setup: Setup) -> list[FittedBaseline]:
     """Fit every baseline that the recipe names on the training split; score it on validation only."""
+    base = BaseModel(recipe, run, data, setup)
     makers: dict[str, Callable[[], Made]] = {
-        "majority": lambda: (_majority(data, setup.metric), None, 0.0),
-        "tfidf": lambda: (_tfidf(recipe, data, setup.metric), None, 0.0),
-        "features": lambda: _features(recipe, run, data, base),
-        "zero_shot": lambda: _zero_shot(run, data, base),
+        "majority": lambda: (_majority(data, setup.metric), 0.0),
+        "tfidf": lambda: (_tfidf(recipe, data, setup.metric), 0.0),
+        "features": lambda: _features(data, base),
+        "zero_shot": lambda: _zero_shot(data, base),
     }
     fitted = []
-    base = untouched(recipe, data, setup)
     for name in recipe.evaluate.baselines:
         began = time.perf_counter()
         run.record_live("baseline_start", name=TITLES[name])
-        outputs, skipped, saved = makers[name]()
+        skipped = _impossible(name, recipe, data, setup)
+        outputs, saved = ({}, 0.0) if skipped else makers[name]()
         seconds = time.perf_counter() - began + saved
         value = None
         if skipped is None:
@@ -65,6 +76,33 @@ def fit_baselines(recipe: Recipe, run: Run, data: Prepared, setup: Setup) -> lis
         run.record("baseline", name=TITLES[name], metric=setup.metric, value=value, skipped=skipped, seconds=seconds)
         fitted.append(FittedBaseline(name, TITLES[name], outputs, seconds, value, skipped))
     return fitted
+
+
+def require_rival(recipe: Recipe, data: Prepared, setup: Setup) -> None:
+    """Refuse, before hours of training, a recipe of whose baselines none can be run.
+
+    Raises UserError.
+    """
+    if all(_impossible(name, recipe, data, setup) for name in recipe.evaluate.baselines):
+        raise UserError(
+            "no baseline could be run, so there is nothing to compare the tuned model with; "
+            "name one with --set evaluate.baselines=[majority,tfidf]"
+        )
+
+
+def _impossible(name: str, recipe: Recipe, data: Prepared, setup: Setup) -> str | None:
+    """Return why a baseline cannot be run here, if so."""
+    import numpy as np
+
+    if name == "features" and recipe.method.name == "features":
+        return "it is the method being tuned"
+    if name == "zero_shot":
+        names = data.task.head.labels
+        if setup.base.pooling is None:
+            return "the base model is not a sentence encoder, so texts cannot be compared with label names"
+        if names is None or data.task.zero_shot(np.zeros((1, len(names)))) is None:
+            return "the labels have no names with a meaning to compare with"
+    return None
 
 
 def _texts(data: Prepared, split: Split) -> tuple[list[str], list[str] | None]:
@@ -104,24 +142,19 @@ def _tfidf(recipe: Recipe, data: Prepared, metric: str) -> Outputs:
     return {split: found.predictions[split] for split in ("validation", "test")}
 
 
-def _features(recipe: Recipe, run: Run, data: Prepared, setup: Setup) -> Made:
+def _features(data: Prepared, base: BaseModel) -> Made:
     import torch
 
-    if recipe.method.name == "features":
-        return {}, "it is the method being tuned", 0.0
-    embedded = embeddings(run, data, setup)
+    embedded = base.embedded()
     values = torch.from_numpy(embedded.values)
     parts = {split: values[torch.from_numpy(at)] for split, at in data.positions.items()}
     task = data.task
     head = fit_head(data, parts)
-    return (
-        {split: task.outputs(head.logits(parts[split]).numpy()) for split in ("validation", "test")},
-        None,
-        embedded.saved,
-    )
+    outputs: Outputs = {split: task.outputs(head.logits(parts[split]).numpy()) for split in ("validation", "test")}
+    return outputs, embedded.saved
 
 
-def _zero_shot(run: Run, data: Prepared, setup: Setup) -> Made:
+def _zero_shot(data: Prepared, base: BaseModel) -> Made:
     """Compare each text with the labels' names in the space of a sentence encoder."""
     import numpy as np
 
@@ -129,23 +162,19 @@ def _zero_shot(run: Run, data: Prepared, setup: Setup) -> Made:
     from finesmith.models import forward
     from finesmith.workflows.inference import run as run_network
 
-    names = data.task.head.labels
-    if setup.base.pooling is None:
-        return {}, "the base model is not a sentence encoder, so texts cannot be compared with label names", 0.0
-    if names is None or data.task.zero_shot(np.zeros((1, len(names)))) is None:
-        return {}, "the labels have no names with a meaning to compare with", 0.0
-    words = [name.replace("_", " ").replace("-", " ") for name in names]
+    setup = base.setup()
+    words = [name.replace("_", " ").replace("-", " ") for name in data.task.head.labels or ()]
     tokens = tokenize(words, None, setup.network.tokenizer, max_length=setup.max_length, cache=None)
     labels = run_network(
-        setup.network, tokens, np.arange(len(names)), lambda b: forward.embed(setup.network, b, setup.pooling)
+        setup.network, tokens, np.arange(len(words)), lambda b: forward.embed(setup.network, b, setup.pooling)
     )
-    embedded = embeddings(run, data, setup)
+    embedded = base.embedded()
     values = embedded.values
     result: dict[Split, Any] = {}
     for split in ("validation", "test"):
         similarity = _unit(values[data.positions[split]]) @ _unit(labels).T
         result[split] = data.task.zero_shot(similarity)
-    return result, None, embedded.saved
+    return result, embedded.saved
 
 
 def _unit(vectors: Any) -> Any:

@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finesmith.run import Listener, Run, plain, read_json
+from finesmith.workflows.withhold import withheld
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from finesmith.guards.preflight import Probed
     from finesmith.recipe import Recipe
     from finesmith.types import Batch
@@ -19,6 +23,11 @@ if TYPE_CHECKING:
     from finesmith.workflows.setup import Setup
 
 TIMED_STEPS = 3
+TIMED_SECONDS = 2.0
+PROBE_SEQUENCES = 16
+PROBE_TOKENS = 512
+LOSS_EXAMPLES = 128
+LOSS_TOKENS = 2048
 
 
 def check(recipe: Recipe, *, listeners: Sequence[Listener] = ()) -> dict[str, Any]:
@@ -28,6 +37,8 @@ def check(recipe: Recipe, *, listeners: Sequence[Listener] = ()) -> dict[str, An
     """
     with tempfile.TemporaryDirectory(prefix="finesmith-check-") as folder:
         run = Run.create(Path(folder) / "check", command="check")
+        # What is printed may end in a log: rows are named, not quoted.
+        run.withhold = withheld
         run.listeners.extend(listeners)
         try:
             data, setup = prepared(recipe, run)
@@ -52,10 +63,12 @@ def check(recipe: Recipe, *, listeners: Sequence[Listener] = ()) -> dict[str, An
 
 def prepared(recipe: Recipe, run: Run) -> tuple[Prepared, Setup]:
     """Prepare data and network as `tune` does."""
+    from finesmith.data.language import preload
     from finesmith.models.load import find, load_tokenizer
     from finesmith.workflows.prepare import prepare
     from finesmith.workflows.setup import longest_sequence, require_known, set_up
 
+    preload()
     base = find(recipe.model.base, recipe.model.revision)
     tokenizer = load_tokenizer(base)
     require_known(base, tokenizer)
@@ -96,15 +109,16 @@ def preflight(recipe: Recipe, data: Prepared, setup: Setup) -> list[Probed]:
 
 
 def _longest_batches(data: Prepared, setup: Setup) -> list[Batch]:
-    """Return the longest training sequences, as many as one micro-batch holds (at most 16)."""
+    """Return the longest training sequences, as many as one micro-batch holds: at most 16, and 2 or 512 tokens."""
     import numpy as np
 
     from finesmith.data import batches
     from finesmith.workflows.fit import targets_by_position
 
     train, lengths = data.positions["train"], setup.tokens.lengths()
-    size = min(setup.micro_batch_size, 16)
-    chosen = train[np.argsort(lengths[train], kind="stable")[-size:]]
+    size = min(setup.micro_batch_size, PROBE_SEQUENCES)
+    longest = train[np.argsort(lengths[train], kind="stable")[-size:]]
+    chosen = longest[-_within(lengths[longest[::-1]], PROBE_TOKENS, 2) :]
     targets = targets_by_position(data, setup)
     return [
         batches.ragged(setup.tokens, part, ids=data.examples.ids, targets=targets, device=setup.network.device)
@@ -112,12 +126,18 @@ def _longest_batches(data: Prepared, setup: Setup) -> list[Batch]:
     ]
 
 
+def _within(lengths: npt.NDArray[np.int64], tokens: int, fewest: int) -> int:
+    """Return how many of the first sequences have at most so many tokens in all, `fewest` at least."""
+    return max(fewest, int((lengths.cumsum() <= tokens).sum()))
+
+
 def _initial_losses(data: Prepared, setup: Setup) -> tuple[float, float]:
     """Return the untrained network's loss on up to 128 validation examples, and that of knowing nothing."""
     from finesmith.workflows.inference import Predictor
 
-    some = data.positions["validation"][:128]
-    targets = data.targets["validation"][:128]
+    some = data.positions["validation"][:LOSS_EXAMPLES]
+    some = some[: _within(setup.tokens.lengths()[some], LOSS_TOKENS, 16)]
+    targets = data.targets["validation"][: len(some)]
     outputs = data.task.outputs(Predictor(setup.network).logits(setup.tokens, some))
     nothing = {"single": math.log(max(2, data.task.head.outputs)), "multi": math.log(2), "number": 1.0}
     return data.task.plain_loss(outputs, targets), nothing[data.task.kind]
@@ -133,15 +153,19 @@ def _forecast(recipe: Recipe, data: Prepared, setup: Setup) -> dict[str, Any]:
     if recipe.method.name == "features":
         return {"steps": 0, "seconds": None, **memory}
     plan, loss_sum = plan_of(recipe, data, setup), loss_of(data, setup)
+    examples = min(recipe.train.batch_size, len(data.positions["train"]))
+    usual = float(setup.tokens.lengths()[data.positions["train"]].mean()) * examples
     seconds, began = [], time.perf_counter()
     schedule = Schedule("constant", plan.steps, 0)
     # A learning rate of 0: the steps cost what they cost, and the weights stay.
     for step in train(setup.network.module, loss_sum, new_optimizer(recipe, setup, 0.0), schedule, plan):
-        seconds.append(step.seconds)
-        if len(seconds) > TIMED_STEPS or time.perf_counter() - began > 20:
+        # Batches differ in length: what the step would cost with the usual number of tokens.
+        seconds.append(step.seconds * usual / step.tokens)
+        if len(seconds) == TIMED_STEPS or time.perf_counter() - began > TIMED_SECONDS:
             break
-    usual = min(seconds)
-    return {"steps": plan.steps, "seconds": usual * plan.steps, "seconds_per_step": usual, **memory}
+    # The first one also allocates, so the least is the fairest.
+    each = min(seconds)
+    return {"steps": plan.steps, "seconds": each * plan.steps, "seconds_per_step": each, **memory}
 
 
 def _plan(recipe: Recipe, setup: Setup) -> dict[str, Any]:

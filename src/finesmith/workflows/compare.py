@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from finesmith.errors import RecipeError, UserError
+from finesmith.errors import RecipeError
 from finesmith.types import SPLITS, Score, Split
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def compare(
     scores["details"] = data.task.details(targets["test"], outputs["test"])
     run.write_json("scores.json", scores)
     for split in SPLITS:
-        _write_predictions(run, data, split, targets[split], outputs[split])
+        _write_predictions(recipe, run, data, split, targets[split], outputs[split])
     _write_baselines(recipe, run, data, baselines, targets)
     verdict = _judge(recipe, data, setup, baselines, fitted, targets["test"], outputs["test"], scores)
     content = verdict.to_json()
@@ -65,19 +65,17 @@ def _scores(recipe: Recipe, data: Prepared, targets: Array, outputs: Array, spli
     return {name: None if score is None else asdict(score) for name, score in found.items()}
 
 
-def _write_predictions(run: Run, data: Prepared, split: Split, targets: Array, outputs: Array) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+def _write_predictions(recipe: Recipe, run: Run, data: Prepared, split: Split, targets: Array, outputs: Array) -> None:
+    """Write what was predicted, beside the texts unless the recipe has them withheld."""
     examples = data.examples.take(data.positions[split])
-    columns: dict[str, Any] = {"id": examples.ids, "text": list(examples.texts)}
-    if examples.pairs is not None:
-        columns["text_pair"] = list(examples.pairs)
+    columns: dict[str, Any] = {"id": examples.ids}
+    if not recipe.output.redact:
+        columns["text"] = list(examples.texts)
+        if examples.pairs is not None:
+            columns["text_pair"] = list(examples.pairs)
     columns["label"] = data.task.decode(targets)
     columns |= data.task.columns(outputs)
-    folder = run.folder / "predictions"
-    folder.mkdir(exist_ok=True)
-    pq.write_table(pa.table(columns), folder / f"{split}.parquet")
+    run.write_table(f"predictions/{split}.parquet", columns)
 
 
 def _write_baselines(
@@ -92,20 +90,12 @@ def _write_baselines(
 
 
 def strongest(baselines: Sequence[FittedBaseline], metric: str) -> FittedBaseline:
-    """Return the baseline that is best on validation.
-
-    Raises UserError when none could be run.
-    """
+    """Return the baseline that is best on validation; at least one was run (`require_rival`)."""
     from finesmith.evaluate.metrics import HIGHER_IS_BETTER
 
     ready = [b for b in baselines if b.skipped is None and b.validation is not None]
     if not ready:
         ready = [b for b in baselines if b.skipped is None]
-    if not ready:
-        raise UserError(
-            "no baseline could be run, so there is nothing to compare the tuned model with; "
-            "name one with --set evaluate.baselines=[majority,tfidf]"
-        )
     sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
     return max(ready, key=lambda b: sign * b.validation if b.validation is not None else float("-inf"))
 

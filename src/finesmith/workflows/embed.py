@@ -58,19 +58,21 @@ def embeddings(run: Run, data: Prepared, setup: Setup) -> Embedded:
         with open_build(setup.cache, name) as build:
             build.column("embeddings", "<f4").append(values.ravel())
             build.publish({"rows": len(values), "milliseconds": round(1000 * (time.perf_counter() - began))})
+        if build.refused:
+            run.record("note", message=f"the cache cannot keep the embeddings: {build.refused}")
     return Embedded(values, False, 0.0)
 
 
 def untouched(recipe: Recipe, data: Prepared, setup: Setup) -> Setup:
-    """Return the set-up with the base model as it came: without the words that this run added to its vocabulary.
+    """Return the set-up with the base model as it came: not tuned, and without the words that this run added to it.
 
-    Baselines speak for the base model, so they must not see vectors that wait to be trained.
+    Baselines speak for the base model, and are made when this run's own network has been tuned.
     """
     from finesmith.data.tokens import tokenize
     from finesmith.models.load import load_classifier, load_tokenizer
     from finesmith.workflows.setup import weights_key
 
-    if not setup.added_words:
+    if recipe.method.name == "features":
         return setup
     tokenizer, head = load_tokenizer(setup.base), data.task.head
     network, _ = load_classifier(
@@ -83,8 +85,10 @@ def untouched(recipe: Recipe, data: Prepared, setup: Setup) -> Setup:
         attention=recipe.model.attention,
         device=setup.device.device,
     )
-    texts, pairs = data.examples.texts, data.examples.pairs
-    tokens = tokenize(texts, pairs, tokenizer, max_length=setup.max_length, cache=setup.cache)
+    tokens = setup.tokens
+    if setup.added_words:
+        texts, pairs = data.examples.texts, data.examples.pairs
+        tokens = tokenize(texts, pairs, tokenizer, max_length=setup.max_length, cache=setup.cache)
     return replace(setup, network=network, tokens=tokens, added_words=(), weights_key=weights_key(setup.base, ()))
 
 

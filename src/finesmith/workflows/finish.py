@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finesmith.discreet import discreet
 from finesmith.errors import FinesmithError
-from finesmith.run import Run, read_json
+from finesmith.run import Run, read_json, whole_folder
 
 if TYPE_CHECKING:
+    from finesmith.models.load import Base
     from finesmith.recipe import Recipe
     from finesmith.tasks.protocol import Task
     from finesmith.workflows.fit import Fitted
@@ -30,43 +33,47 @@ def finish(recipe: Recipe, run: Run, data: Prepared, setup: Setup, fitted: Fitte
 
     from finesmith.recipe import with_absolute_paths
     from finesmith.report import card
+    from finesmith.workflows.apply import load_model
+    from finesmith.workflows.seal import seal
 
     positions = data.positions["test"][:PROOF_EXAMPLES]
     evaluated = data.task.outputs(fitted.predictor.logits(setup.tokens, positions))
     task = fold_rescaling(fitted.predictor, data.task)
-    folder = run.folder / "model"
-    save_predictor(fitted.predictor, folder, max_length=setup.max_length)
-    run.write_json(
-        "model/finesmith.json",
-        {
-            "format": MODEL_FORMAT,
-            "task": task.state,
-            "method": recipe.method.name,
-            "base": with_absolute_paths(recipe).model.base,
-            "revision": recipe.model.revision,
-            "max_length": setup.max_length,
-            "cleaning": asdict(data.cleaning),
-            "text": data.columns.text,
-            "text_pair": data.columns.text_pair,
-            "label": data.columns.label,
-            "metric": setup.metric,
-            "pooling": setup.pooling,
-        },
-    )
-    from finesmith.workflows.apply import load_model
-
-    saved = load_model(folder, device=setup.device.device)
-    again = saved.task.outputs(saved.predictor.logits(setup.tokens, positions))
-    gap = float(np.abs(again - evaluated).max()) if len(positions) else 0.0
-    tolerance = 1e-4 * max(1.0, float(np.abs(evaluated).max())) if len(positions) else 0.0
-    run.write_json("model.json", {**read_json(run.folder / "model.json"), "reload_gap": gap})
-    if gap > tolerance:
-        raise FinesmithError(
-            f"the saved model differs from the evaluated one by {gap:.3g} on {len(positions)} test examples; "
-            f"do not use {folder}; please report this with {run.folder / 'model.json'}"
+    with whole_folder(run.folder / "model") as folder:
+        save_predictor(fitted.predictor, folder, max_length=setup.max_length)
+        if recipe.method.name == "lora":
+            name_base(folder, setup.base)
+        run.write_json(
+            f"{folder.name}/finesmith.json",
+            {
+                "format": MODEL_FORMAT,
+                "task": task.state,
+                "method": recipe.method.name,
+                "base": discreet(with_absolute_paths(recipe).model.base),
+                "revision": recipe.model.revision,
+                "max_length": setup.max_length,
+                "cleaning": asdict(data.cleaning),
+                "reading": {"encoding": recipe.data.encoding, "commas": recipe.data.separator != ","},
+                "text": data.columns.text,
+                "text_pair": data.columns.text_pair,
+                "label": data.columns.label,
+                "metric": setup.metric,
+                "pooling": setup.pooling,
+            },
         )
-    run.record("saved", reload_gap=gap, examples=len(positions))
-    run.write_text("model/README.md", card.build(run.folder))
+        saved = load_model(folder, device=setup.device.device)
+        again = saved.task.outputs(saved.predictor.logits(setup.tokens, positions))
+        gap = float(np.abs(again - evaluated).max()) if len(positions) else 0.0
+        tolerance = 1e-4 * max(1.0, float(np.abs(evaluated).max())) if len(positions) else 0.0
+        run.write_json("model.json", {**read_json(run.folder / "model.json"), "reload_gap": gap})
+        if gap > tolerance:
+            raise FinesmithError(
+                f"the saved model differs from the evaluated one by {gap:.3g} on {len(positions)} test examples; "
+                f"it was not kept; please report this with {run.folder / 'model.json'}"
+            )
+        run.record("saved", reload_gap=gap, examples=len(positions))
+        run.write_text(f"{folder.name}/README.md", card.build(run.folder))
+        seal(folder)
 
 
 def save_predictor(predictor: Predictor, folder: Path, *, max_length: int) -> None:
@@ -80,6 +87,16 @@ def save_predictor(predictor: Predictor, folder: Path, *, max_length: int) -> No
         save_features(
             predictor.network, folder, head.weight, head.bias, pooling=predictor.pooling, max_length=max_length
         )
+
+
+def name_base(folder: Path, base: Base) -> None:
+    """Name the base model in a saved adapter's configuration as others can know it, not as a path in a home folder."""
+    from finesmith.models.load import BUNDLED_NAME
+
+    path = folder / "adapter_config.json"
+    known = base.name if base.name == BUNDLED_NAME else discreet(base.location)
+    config = {**json.loads(path.read_text("utf-8")), "base_model_name_or_path": known}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
 
 
 def fold_rescaling(predictor: Predictor, task: Task) -> Task:

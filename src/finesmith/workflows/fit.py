@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from finesmith.errors import DataError, DivergenceError
@@ -14,6 +16,7 @@ from finesmith.types import Split
 from finesmith.workflows.embed import embeddings
 from finesmith.workflows.heads import fit_head
 from finesmith.workflows.inference import Predictor
+from finesmith.workflows.signals import Stopped, Stopping
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 # For a head that is tuned on: weights so small that dropout and the first steps do not throw its logits about.
 HEAD_L2 = (1e-2, 1e-1, 1.0)
 HEAD_SPREAD = 0.3
+BEST = Path("checkpoints") / "best"
 
 
 @dataclass(slots=True)
@@ -45,7 +49,10 @@ class Fitted:
 
 @dataclass(slots=True)
 class _Session:
-    """Everything that changes while training and that a checkpoint must hold."""
+    """Everything that changes while training and that a checkpoint must hold.
+
+    step: the last one done; due: it is to be evaluated and was not yet; saved: the step of the last checkpoint.
+    """
 
     optimizer: torch.optim.Optimizer
     schedule: Any
@@ -53,6 +60,10 @@ class _Session:
     history: list[dict[str, Any]] = field(default_factory=list)
     loss_sum: float = 0.0
     loss_steps: int = 0
+    step: int = 0
+    due: bool = False
+    saved: int = 0
+    best_seal: str = ""
     earlier: float = 0.0
     began: float = field(default_factory=time.perf_counter)
 
@@ -65,6 +76,7 @@ class _Session:
 def fit(recipe: Recipe, run: Run, data: Prepared, setup: Setup, checkpoint: Checkpoint | None) -> Fitted:
     """Tune by the recipe's method, from `checkpoint` where there is one.
 
+    A first signal that asks to stop is followed when the step is done and saved, a second one at once.
     Raises DivergenceError on a loss or gradient that is not finite; what was saved before stays.
     """
     began = time.perf_counter()
@@ -78,10 +90,12 @@ def fit(recipe: Recipe, run: Run, data: Prepared, setup: Setup, checkpoint: Chec
     start = checkpoint.step if checkpoint else 0
     if checkpoint is not None:
         run.unmute(cast(int, checkpoint.state["events"]))
+        if checkpoint.step == session.stopper.best_step:
+            _keep_best(recipe, run, setup, session)
     stopped = session.stopper.exhausted and start < plan.steps
     if not stopped:
         with naming_rows(data.where):
-            stopped = _train(recipe, run, data, setup, session, plan, loss_sum, start)
+            stopped = _train(recipe, run, data, setup, session, plan, loss_sum)
     _restore_best(run, setup, session)
     run.record("trained", best_step=session.stopper.best_step, steps=plan.steps, stopped_early=stopped)
     return Fitted(Predictor(setup.network), session.history, session.stopper.best_step, session.seconds, stopped)
@@ -175,7 +189,8 @@ def _open(recipe: Recipe, setup: Setup, plan: Plan, checkpoint: Checkpoint | Non
         stopper.restore(state["stopper"])
         session.history = list(state["history"])
         session.loss_sum, session.loss_steps = state["loss_sum"], state["loss_steps"]
-        session.earlier = state["seconds"]
+        session.best_seal, session.earlier = state["best_seal"], state["seconds"]
+        session.step, session.due, session.saved = checkpoint.step, state["due"], checkpoint.step
     return session
 
 
@@ -201,40 +216,70 @@ def _train(
     session: _Session,
     plan: Plan,
     loss_sum: Callable[[Batch], tuple[torch.Tensor, int]],
-    start: int,
 ) -> bool:
     """Run the loop, evaluating, saving and stopping between its steps; return whether it stopped early."""
     from finesmith.train.loop import train
 
     every = max(1, round(plan.steps_per_epoch / setup.evaluations))
-    saved = time.perf_counter()
-    for step in train(setup.network.module, loss_sum, session.optimizer, session.schedule, plan, start=start):
-        session.loss_sum, session.loss_steps = session.loss_sum + step.loss, session.loss_steps + 1
-        run.record("step", total=plan.steps, **asdict(step))
-        due = step.step % every == 0 or step.step == plan.steps
-        if due:
-            best = _evaluate(run, data, setup, session, step.step, step.epoch)
-            if best:
-                _save_best(recipe, run, setup, session, step.step)
-        now = time.perf_counter()
-        stop = due and session.stopper.exhausted and step.step < plan.steps
-        if stop:
-            stopper = session.stopper
-            message = f"no better {setup.metric} in {stopper.bad} evaluations; best at step {stopper.best_step}"
-            run.record("early_stop", step=step.step, message=message)
-        if due or now - saved > recipe.output.checkpoint_minutes * 60:
-            _save(recipe, run, setup, session, step.step)
+    stopping = Stopping(lambda number: _say_stopping(run, number))
+    steps = train(setup.network.module, loss_sum, session.optimizer, session.schedule, plan, start=session.step)
+    with stopping.listening(patience=1):
+        try:
+            if session.due and _between(recipe, run, data, setup, session, plan, stopping):
+                return True
             saved = time.perf_counter()
-        if stop:
-            return True
+            for step in steps:
+                session.loss_sum, session.loss_steps = session.loss_sum + step.loss, session.loss_steps + 1
+                session.step, session.due = step.step, step.step % every == 0 or step.step == plan.steps
+                run.record("step", total=plan.steps, **asdict(step))
+                stopping.here()
+                if session.due and _between(recipe, run, data, setup, session, plan, stopping):
+                    return True
+                if session.saved == step.step:
+                    saved = time.perf_counter()
+                elif time.perf_counter() - saved > recipe.output.checkpoint_minutes * 60:
+                    _save(recipe, run, setup, session)
+                    saved = time.perf_counter()
+                stopping.here()
+        except Stopped as stop:
+            if not stop.hurried and session.saved != session.step:
+                _save(recipe, run, setup, session, recorded=False)
+            raise
     return False
 
 
-def _evaluate(run: Run, data: Prepared, setup: Setup, session: _Session, step: int, epoch: float) -> bool:
-    """Score the validation split, record it, tell schedule and stopper; return whether it is the best so far."""
-    targets = data.targets["validation"]
-    outputs = data.task.outputs(Predictor(setup.network).logits(setup.tokens, data.positions["validation"]))
+def _say_stopping(run: Run, number: int) -> None:
+    again = "press Ctrl-C again to leave at once" if number == signal.SIGINT else "a second signal leaves at once"
+    run.record_live("stopping", message=f"stopping: finishing the step and saving; {again}")
+
+
+def _between(
+    recipe: Recipe, run: Run, data: Prepared, setup: Setup, session: _Session, plan: Plan, stopping: Stopping
+) -> bool:
+    """Evaluate after a step, keep the best and save; return whether to stop early."""
+    if _evaluate(run, data, setup, session, session.step / plan.steps_per_epoch, stopping):
+        _keep_best(recipe, run, setup, session)
+        run.record("best", step=session.step, value=session.stopper.best)
+    stopper = session.stopper
+    enough = stopper.exhausted and session.step < plan.steps
+    if enough:
+        message = f"no better {setup.metric} in {stopper.bad} evaluations; best at step {stopper.best_step}"
+        run.record("early_stop", step=session.step, message=message)
+    _save(recipe, run, setup, session)
+    stopping.here()
+    return enough
+
+
+def _evaluate(run: Run, data: Prepared, setup: Setup, session: _Session, epoch: float, stopping: Stopping) -> bool:
+    """Score the validation split, record it, tell schedule and stopper; return whether it is the best so far.
+
+    It takes long, so it can be left: the checkpoint then says that it is still due.
+    """
+    targets, step = data.targets["validation"], session.step
+    with stopping.at_once():
+        outputs = data.task.outputs(Predictor(setup.network).logits(setup.tokens, data.positions["validation"]))
     loss, value = data.task.plain_loss(outputs, targets), _validation_score(data, setup, outputs)
+    session.due = False
     entry = {
         "step": step,
         "epoch": epoch,
@@ -267,21 +312,27 @@ def _validation_score(data: Prepared, setup: Setup, outputs: Any) -> float:
     return value
 
 
-def _save_best(recipe: Recipe, run: Run, setup: Setup, session: _Session, step: int) -> None:
+def _keep_best(recipe: Recipe, run: Run, setup: Setup, session: _Session) -> None:
+    """Keep the trainable weights as the best so far; their seal tells them from any others."""
     from finesmith.train import checkpoint
 
     tensors = {f"model.{name}": p.detach() for name, p in _trainable(setup).items()}
     # Each checkpoint that is kept may know another best, and none of them knows this one yet.
     keep = recipe.output.keep_checkpoints + 1
-    checkpoint.save(run.folder / "checkpoints" / "best", step, tensors, {"step": step}, fingerprint={}, keep=keep)
-    run.record("best", step=step, value=session.stopper.best)
+    step = session.step
+    path = checkpoint.save(run.folder / BEST, step, tensors, {"step": step}, fingerprint={}, keep=keep)
+    session.best_seal = checkpoint.seal(path)
 
 
-def _save(recipe: Recipe, run: Run, setup: Setup, session: _Session, step: int) -> None:
-    """Publish a checkpoint with all that `_open` needs."""
+def _save(recipe: Recipe, run: Run, setup: Setup, session: _Session, *, recorded: bool = True) -> None:
+    """Publish a checkpoint with all that `_open` needs.
+
+    One that only an interruption asked for is not recorded: the events of a run are those of one that never stopped.
+    """
     from finesmith.train import checkpoint
 
-    run.record("checkpoint", step=step)
+    if recorded:
+        run.record("checkpoint", step=session.step)
     named = _trainable(setup)
     tensors, optimizer = checkpoint.flatten_optimizer(session.optimizer, named.items())
     tensors = {**tensors, **{f"model.{name}": p.detach() for name, p in named.items()}}
@@ -292,29 +343,33 @@ def _save(recipe: Recipe, run: Run, setup: Setup, session: _Session, step: int) 
         "history": session.history,
         "loss_sum": session.loss_sum,
         "loss_steps": session.loss_steps,
+        "due": session.due,
+        "best_seal": session.best_seal,
         "seconds": session.seconds,
-        "events": run.events_size,
+        "events": run.sync_events(),
     }
+    best = session.stopper.best_step
     checkpoint.save(
         run.folder / "checkpoints",
-        step,
+        session.step,
         tensors,
         state,
         fingerprint=setup.fingerprint,
         keep=recipe.output.keep_checkpoints,
+        # The best step's own checkpoint holds the weights itself.
+        needs={f"best/step-{best:08d}": session.best_seal} if best not in {0, session.step} else {},
     )
+    session.saved = session.step
 
 
 def _restore_best(run: Run, setup: Setup, session: _Session) -> None:
     """Load the weights of the best evaluation."""
     import torch
 
-    from finesmith.errors import RunError
     from finesmith.train import checkpoint
 
-    best = checkpoint.latest(run.folder / "checkpoints" / "best", fingerprint=None, at=session.stopper.best_step)
-    if best is None:
-        raise RunError(f"{run.folder}/checkpoints/best: the best weights (step {session.stopper.best_step}) are gone")
+    places = {run.folder / BEST: session.best_seal, run.folder / BEST.parent: None}
+    best = checkpoint.of_step(session.stopper.best_step, places)
     with torch.no_grad():
         for name, parameter in _trainable(setup).items():
             parameter.copy_(best.tensors[f"model.{name}"])

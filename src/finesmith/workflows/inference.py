@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
     Positions = npt.NDArray[np.int64]
 
-TOKENS_PER_BATCH = 4096
+# On a processor the states of so few tokens stay near it; an accelerator wants to be kept busy.
+TOKENS_ON_CPU = 2048
+TOKENS_ELSEWHERE = 8192
 SEQUENCES_PER_BATCH = 256
 
 
@@ -66,12 +68,13 @@ def run(
 
     lengths = tokens.lengths()[positions]
     ids = np.arange(len(tokens))
+    size = TOKENS_ON_CPU if network.device.type == "cpu" else TOKENS_ELSEWHERE
     training = network.module.training
     network.module.eval()
     result: Any = None
     try:
         with torch.no_grad():
-            for places in in_length_order(lengths, TOKENS_PER_BATCH, SEQUENCES_PER_BATCH):
+            for places in in_length_order(lengths, size, SEQUENCES_PER_BATCH):
                 batch = ragged(tokens, positions[places], ids=ids, device=network.device)
                 values = function(batch).double().cpu().numpy()
                 _refuse_nonfinite(values, batch)

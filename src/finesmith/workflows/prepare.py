@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from finesmith.data.clean import Cleaning
     from finesmith.data.infer import ColumnProfile, Columns
+    from finesmith.data.near_duplicates import Clusters
     from finesmith.recipe import Recipe
     from finesmith.run import Run
     from finesmith.tasks.protocol import Options, Task
@@ -68,65 +69,52 @@ class Prepared:
     why: dict[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class _Audited:
+    """Cleaned examples and what the audit did to them.
+
+    examples: those kept; kept: int64, their positions among all; joined: each text as copies are compared; clusters:
+    which of all belong together; limit: the most tokens a sequence may have, and why; fixes: what was mended.
+    """
+
+    examples: Examples
+    kept: npt.NDArray[np.int64]
+    keep: npt.NDArray[np.bool_]
+    joined: Sequence[str]
+    clusters: Clusters
+    limit: tuple[int, str]
+    findings: tuple[Finding, ...]
+    flow: list[dict[str, Any]]
+    fixed: dict[str, int]
+    cleaned: dict[str, int]
+
+    @property
+    def fixes(self) -> list[str]:
+        """The kinds of fault that are mended."""
+        return [found.kind for found in self.findings if found.action == "fix"]
+
+
 def prepare(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, longest: int) -> Prepared:
     """Read, clean, audit and split the data of a recipe; every row is accounted for in data.json.
 
     `longest` is the most tokens that the model can take. Raises DataError for anything the data cannot give.
     """
-    from finesmith.data.audit import apply, audit
-    from finesmith.data.near_duplicates import cluster, normalise
-    from finesmith.data.split import units
-
     rows = read_rows(recipe)
     for sentence in rows.said():
         run.record("note", message=sentence)
     why = {f"data.{key}": sentence for key, sentence in rows.columns.reasons.items()}
-    kind, task_reason = _task_class(recipe, rows)
+    with naming(rows.file):
+        kind, task_reason = _task_class(recipe, rows)
     if recipe.task == "auto":
         why["task"] = task_reason
         run.record("note", message=f"task {kind.name}: {task_reason}")
-
-    cleaning = _cleaning(recipe)
     options = _options(recipe, rows.profile)
-    labels = read_labels(rows.examples.labels or (), kind.label_kind)
-    labels = name_labels(labels, kind.label_kind, options.separator)
-    cleaned, changed = _clean(replace(rows.examples, labels=labels), cleaning)
-    joined = [normalise(text) for text in _joined(cleaned)]
-    clusters = cluster(joined)
-    given = _complete(rows.given)
-    lengths, limit = _lengths(cleaned, tokenizer, recipe, longest)
-    why.setdefault("data.max_length", limit[1])
-    findings = audit(
-        cleaned,
-        clusters=clusters,
-        kind=kind.label_kind,
-        splits=given,
-        lengths=lengths.tolist(),
-        max_length=limit[0],
-        actions=recipe.data.audit.model_dump(),
-    )
-    run.write_json("audit.json", {"findings": [_finding(finding) for finding in findings]})
-    _announce(run, findings)
-    fixes = [f.kind for f in findings if f.action == "fix"]
-    fixers = {name: _fixer(name) for name in fixes}
-    applied = apply(findings, cleaned, fixers=fixers)
-    kept = applied.keep.nonzero()[0]
-    whole = Examples(cleaned.ids, applied.texts, applied.pairs, cleaned.labels, cleaned.groups)
-    examples = whole.take(kept)
-    flow = [{"stage": "read", "rows": len(cleaned)}]
-    flow += [{"stage": f"dropped: {name}", "rows": -count} for name, count in applied.dropped.items()]
 
-    _refuse_none(rows, len(examples), applied.dropped)
-    _refuse_unreadable(rows, findings)
+    audited = _audit(recipe, run, rows, kind, options, tokenizer, longest)
+    why.setdefault("data.max_length", audited.limit[1])
+    examples = audited.examples
     with naming(rows.file):
-        splits, notes = _split(
-            recipe,
-            examples,
-            [rows.given[i] for i in kept],
-            units(clusters, cleaned.groups)[kept],
-            [joined[i] for i in kept],
-            kind.learn(examples.labels or (), options),
-        )
+        splits, notes = _split(recipe, rows, audited, kind.learn(examples.labels or (), options))
         positions = {name: _where(splits, name) for name in SPLITS}
         for note in notes:
             run.record("note", message=note)
@@ -136,27 +124,69 @@ def prepare(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, lon
         name: task.encode([(examples.labels or ())[i] for i in at], [rows.where[examples.ids[i]] for i in at])
         for name, at in positions.items()
     }
-    flow += [{"stage": name, "rows": len(positions[name])} for name in SPLITS]
     summary = {
         "task": task.name,
         "sources": [asdict(origin) for source in rows.sources for origin in source.origins],
         "columns": {k: v for k, v in asdict(rows.columns).items() if k != "reasons"},
         "reasons": dict(rows.columns.reasons),
-        "flow": flow,
-        "fixed": dict(applied.fixed),
-        "cleaning": changed,
+        "flow": audited.flow + [{"stage": name, "rows": len(positions[name])} for name in SPLITS],
+        "fixed": audited.fixed,
+        "cleaning": audited.cleaned,
         "labels": list(task.head.labels) if task.head.labels else None,
         "splits": {name: {"rows": len(at), **task.summary(targets[name])} for name, at in positions.items()},
         "split_notes": notes,
-        "max_length": limit[0],
+        "max_length": audited.limit[0],
     }
     run.write_json("data.json", summary)
-    _write_splits(run, rows, applied.keep, dict(zip(examples.ids.tolist(), splits, strict=True)))
+    _write_splits(run, rows, audited.keep, dict(zip(examples.ids.tolist(), splits, strict=True)))
     test = SealedTest(targets.pop("test"))
     return Prepared(
-        examples, positions, targets, test, task, rows.columns, _with_fixes(cleaning, fixes), rows.where, findings,
-        summary, why,
+        examples, positions, targets, test, task, rows.columns, _with_fixes(_cleaning(recipe), audited.fixes),
+        rows.where, audited.findings, summary, why,
     )  # fmt: skip
+
+
+def _audit(
+    recipe: Recipe,
+    run: Run,
+    rows: Rows,
+    kind: type[Task],
+    options: Options,
+    tokenizer: PreTrainedTokenizerBase,
+    longest: int,
+) -> _Audited:
+    """Clean the rows, look for faults, and do about each what the recipe says."""
+    from finesmith.data.audit import apply, audit
+    from finesmith.data.near_duplicates import cluster, normalise
+
+    labels = read_labels(rows.examples.labels or (), kind.label_kind)
+    labels = name_labels(labels, kind.label_kind, options.separator)
+    cleaned, changed = _clean(replace(rows.examples, labels=labels), _cleaning(recipe))
+    joined = [normalise(text) for text in _joined(cleaned)]
+    clusters = cluster(joined)
+    lengths, limit = _lengths(cleaned, tokenizer, recipe, longest)
+    findings = audit(
+        cleaned,
+        clusters=clusters,
+        kind=kind.label_kind,
+        splits=_complete(rows.given),
+        lengths=lengths.tolist(),
+        max_length=limit[0],
+        actions=recipe.data.audit.model_dump(),
+    )
+    run.write_json("audit.json", {"findings": [_finding(finding) for finding in findings]})
+    _announce(run, findings)
+    with naming(rows.file):
+        applied = apply(findings, cleaned, fixers={f.kind: _fixer(f.kind) for f in findings if f.action == "fix"})
+    kept = applied.keep.nonzero()[0]
+    whole = Examples(cleaned.ids, applied.texts, applied.pairs, cleaned.labels, cleaned.groups)
+    flow: list[dict[str, Any]] = [{"stage": "read", "rows": len(cleaned)}]
+    flow += [{"stage": f"dropped: {name}", "rows": -count} for name, count in applied.dropped.items()]
+    _refuse_none(rows, len(kept), applied.dropped)
+    _refuse_unreadable(rows, findings)
+    return _Audited(
+        whole.take(kept), kept, applied.keep, joined, clusters, limit, findings, flow, dict(applied.fixed), changed
+    )
 
 
 def _task_class(recipe: Recipe, rows: Rows) -> tuple[type[Task], str]:
@@ -252,26 +282,21 @@ def _lengths(
     return lengths, (chosen, reason)
 
 
-def _split(
-    recipe: Recipe,
-    examples: Examples,
-    given: Sequence[Split | None],
-    units: npt.NDArray[np.int64],
-    keys: Sequence[str],
-    task: Task,
-) -> tuple[list[Split], list[str]]:
+def _split(recipe: Recipe, rows: Rows, audited: _Audited, task: Task) -> tuple[list[Split], list[str]]:
     """Return the split of every kept example, those given respected, and notes for the report."""
-    from finesmith.data.split import split
+    from finesmith.data.split import split, units
 
+    examples, kept = audited.examples, audited.kept
+    given = [rows.given[i] for i in kept]
     names: list[Split] = [s or "train" for s in given]
     open_rows = [i for i, s in enumerate(given) if s is None]
     if not open_rows:
         return names, ["splits as given"]
-    d = recipe.data
+    d, groups = recipe.data, rows.examples.groups
     cut = split(
         task.strata([(examples.labels or ())[i] for i in open_rows]),
-        units=units[open_rows],
-        keys=[keys[i] for i in open_rows],
+        units=units(audited.clusters, groups)[kept][open_rows],
+        keys=[audited.joined[kept[i]] for i in open_rows],
         validation=0.0 if "validation" in given else d.validation_fraction,
         test=0.0 if "test" in given else d.test_fraction,
         seed=d.split_seed,
@@ -329,7 +354,13 @@ def _announce(run: Run, findings: Sequence[Finding]) -> None:
     for finding in findings:
         if finding.severity != "info":
             did = "" if finding.action == "keep" else f" [{finding.action}]"
-            run.record("audit", kind=finding.kind, severity=finding.severity, message=finding.message + did)
+            run.record(
+                "audit",
+                kind=finding.kind,
+                severity=finding.severity,
+                message=finding.message + did,
+                shows=finding.shows,
+            )
 
 
 def _write_splits(run: Run, rows: Rows, keep: npt.NDArray[np.bool_], split_of: Mapping[int, str]) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from finesmith.discreet import discreet
 from finesmith.errors import DataError
 from finesmith.types import SPLITS, Examples, Split
 
@@ -51,7 +52,7 @@ def naming(file: str) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise DataError(f"{file}: {error}") from None
+        raise DataError(f"{file}: {error}", quote=error.quote) from None
 
 
 def as_list(value: str | Sequence[str] | None) -> list[str]:
@@ -82,6 +83,7 @@ def read_rows(recipe: Recipe) -> Rows:
     sources = {
         s: read(names, encoding=d.encoding, max_rows=d.max_rows, commas=commas) for s, names in named.items() if names
     }
+    sources = {split: _without_home(source) for split, source in sources.items()}
     profiles = profile(sources["train"].table)
     file = ", ".join(named["train"])[:200]
     with naming(file):
@@ -99,6 +101,13 @@ def read_rows(recipe: Recipe) -> Rows:
     examples, given, where = _concatenate(parts_of, fill_train={s for s in SPLITS if s not in sources})
     by_name = {p.name: p for p in profiles}
     return Rows(examples, given, where, list(sources.values()), columns, by_name[columns.label])
+
+
+def _without_home(source: Source) -> Source:
+    """Return a source whose files in the home folder are named by ~, as the files of a run name them."""
+    from dataclasses import replace
+
+    return replace(source, origins=tuple(replace(each, name=discreet(each.name)) for each in source.origins))
 
 
 def _without_split(columns: Columns) -> Columns:
@@ -124,8 +133,8 @@ def _extract(source: Source, columns: Columns, split: Split | None) -> tuple[Exa
     for name in (columns.text, columns.text_pair, columns.label, columns.group):
         if name is not None and name not in table.column_names:
             raise DataError(
-                f"{source.origins[0].name} has no column {name!r}, which the training data has; "
-                f"its columns are {', '.join(table.column_names)}"
+                f"{source.origins[0].name} has no column {name[:80]!r}, which the training data has; "
+                f"its columns are {', '.join(table.column_names)[:300]}: rename one of them, or add the column"
             )
 
     def column(name: str | None) -> list[Any] | None:
@@ -135,7 +144,7 @@ def _extract(source: Source, columns: Columns, split: Split | None) -> tuple[Exa
         values = column(name)
         return None if values is None else ["" if v is None else v if isinstance(v, str) else str(v) for v in values]
 
-    where = [source.where(i) for i in range(table.num_rows)]
+    where = source.places()
     given: list[Split | None] = [split] * table.num_rows
     if columns.split is not None:
         given = [_split_name(v, place) for v, place in zip(column(columns.split) or (), where, strict=True)]

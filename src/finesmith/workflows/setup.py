@@ -95,28 +95,11 @@ def set_up(
 
     Raises ModelError or UserError for what the model or the machine cannot do.
     """
-    import torch
-
     from finesmith.data.tokens import tokenize
-    from finesmith.models.load import load_classifier
-    from finesmith.train.devices import choose, set_determinism
+    from finesmith.models.dropout import quicken_dropout
 
-    device = choose(recipe.train.precision)
-    device = replace(device, threads=threads or device.threads)
-    set_determinism(recipe.train.seed, device.threads)
-    head = data.task.head
-    network, report = load_classifier(
-        base,
-        tokenizer,
-        outputs=head.outputs,
-        problem=head.problem,
-        labels=head.labels,
-        seed=recipe.train.seed,
-        dropout=recipe.model.dropout,
-        attention=recipe.model.attention,
-        dtype=torch.float32,
-        device=device.device,
-    )
+    device = _device(recipe, threads)
+    network, report = _load(recipe, data, base, tokenizer, device)
     run.record("note", message=f"model {base.name}: {network.why}")
     words = _add_words(recipe, run, data, network)
     max_length = int(data.summary["max_length"])
@@ -124,6 +107,8 @@ def set_up(
     tokens = tokenize(data.examples.texts, data.examples.pairs, tokenizer, max_length=max_length, cache=cache)
     run.write_json("data.json", {**data.summary, "tokens": {**tokens.summary(), "added_words": words}})
     options = _apply_method(recipe, network)
+    if device.device == "cpu":
+        quicken_dropout(network.module)
     why = dict(data.why)
     metric = _metric(recipe, data, why)
     rate = _learning_rate(recipe, report, why)
@@ -157,9 +142,44 @@ def set_up(
     return setup
 
 
+def _device(recipe: Recipe, threads: int | None) -> Device:
+    """Choose where to train, and make it repeat itself."""
+    from finesmith.train.devices import choose, keep_freed_memory, set_determinism
+
+    device = choose(recipe.train.precision)
+    device = replace(device, threads=threads or device.threads)
+    set_determinism(recipe.train.seed, device.threads)
+    keep_freed_memory()
+    return device
+
+
+def _load(
+    recipe: Recipe, data: Prepared, base: Base, tokenizer: PreTrainedTokenizerBase, device: Device
+) -> tuple[Network, LoadReport]:
+    """Load the base model under the head that the task needs."""
+    import torch
+
+    from finesmith.models.load import load_classifier
+
+    head = data.task.head
+    return load_classifier(
+        base,
+        tokenizer,
+        outputs=head.outputs,
+        problem=head.problem,
+        labels=head.labels,
+        seed=recipe.train.seed,
+        dropout=recipe.model.dropout,
+        attention=recipe.model.attention,
+        dtype=torch.float32,
+        device=device.device,
+    )
+
+
 def weights_key(base: Base, words: Sequence[str]) -> str:
-    """Name the weights that training starts from: the base model's and the words added to it."""
-    return f"{base.sha256 or base.location}@{base.revision} words {','.join(words)}"
+    """Name the weights that training starts from: the base model's and the words added to it, which are private."""
+    added = hashlib.sha256(json.dumps(list(words)).encode()).hexdigest()[:16] if words else "none"
+    return f"{base.sha256 or base.location}@{base.revision} words {added}"
 
 
 def cache_folder(recipe: Recipe) -> Path | None:

@@ -71,11 +71,11 @@ def resume(folder: str, *, force: bool = False, listeners: Sequence[Listener] = 
 
 
 def _story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
-    """Prepare, load, baselines, train, compare, finish."""
+    """Prepare, load, train, baselines, compare, finish."""
     from finesmith.models.load import find, load_tokenizer
     from finesmith.train.checkpoint import require_same
-    from finesmith.workflows.baselines import fit_baselines
-    from finesmith.workflows.compare import compare, strongest
+    from finesmith.workflows.baselines import fit_baselines, require_rival
+    from finesmith.workflows.compare import compare
     from finesmith.workflows.finish import finish
     from finesmith.workflows.fit import fit
     from finesmith.workflows.prepare import prepare
@@ -104,15 +104,16 @@ def _story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
     if earlier is not None and earlier.conditions is not None:
         require_same(earlier.conditions, setup.fingerprint)
 
-    enter(run, "baselines", earlier)
+    require_rival(resolved, data, setup)
     run.update(task=data.task.name, fingerprint=setup.fingerprint)
     if earlier is None or flatten(resolved) != flatten(recipe):
         _save_recipe(resolved, run, setup)
-    baselines = fit_baselines(resolved, run, data, setup)
-    strongest(baselines, setup.metric)
 
     enter(run, "training", earlier)
     fitted = fit(resolved, run, data, setup, earlier.checkpoint if earlier else None)
+
+    enter(run, "baselines", earlier)
+    baselines = fit_baselines(resolved, run, data, setup)
 
     enter(run, "evaluation", earlier)
     verdict = compare(resolved, run, data, setup, baselines, fitted)

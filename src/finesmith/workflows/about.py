@@ -1,0 +1,68 @@
+"""What a saved model says about itself, checked before anything is built from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finesmith.errors import RunError
+from finesmith.run import read_json
+
+if TYPE_CHECKING:
+    from finesmith.tasks.protocol import Task
+
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "task": (dict,),
+    "method": (str,),
+    "base": (str,),
+    "revision": (str, type(None)),
+    "max_length": (int,),
+    "cleaning": (dict,),
+    "reading": (dict,),
+    "text": (str,),
+    "text_pair": (str, type(None)),
+    "label": (str,),
+    "metric": (str,),
+}
+LONGEST = 2**24
+METHODS = frozenset({"full", "head_then_full", "lora", "features"})
+POOLINGS = frozenset({"mean", "cls", "last"})
+
+
+def read_about(folder: Path) -> tuple[dict[str, Any], Task]:
+    """Return what `finesmith.json` of a model folder holds, and its task.
+
+    Raises RunError when it is missing, or a value is not of the kind that finesmith writes.
+    """
+    from finesmith import tasks
+    from finesmith.data.clean import Cleaning
+
+    path = folder / "finesmith.json"
+    about = read_json(path)
+    if not isinstance(about, dict):
+        raise _damaged(path, "", about)
+    for key, kinds in _KINDS.items():
+        if not isinstance(about.get(key), kinds) or isinstance(about.get(key), bool):
+            raise _damaged(path, key, about.get(key))
+    for key, known in {"method": METHODS, "pooling": POOLINGS}.items():
+        if about.get(key) not in known:
+            raise _damaged(path, key, about.get(key))
+    if not 0 < about["max_length"] <= LONGEST:
+        raise _damaged(path, "max_length", about["max_length"])
+    if not about["cleaning"].keys() <= {field.name for field in fields(Cleaning)}:
+        raise _damaged(path, "cleaning", about["cleaning"])
+    if about["reading"].keys() != {"encoding", "commas"}:
+        raise _damaged(path, "reading", about["reading"])
+    try:
+        return about, tasks.restore(about["task"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise _damaged(path, "task", about["task"]) from None
+
+
+def _damaged(path: Path, key: str, value: object) -> RunError:
+    return RunError(
+        f"{path} is damaged: {key or 'it'} is {str(value)[:80]!r}, which finesmith does not write; copy the model "
+        "folder back from where it is whole, or tune again"
+    )
