@@ -22,7 +22,7 @@ demo: $(READY)
 	$(BIN)/finesmith tune $(SAMPLE) --set data.group=customer_id
 
 test: $(READY) lint types
-	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check src tests bench

@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="one round of so many rows")
     chosen = parser.parse_args()
     size, rounds = (chosen.rows, 1) if chosen.rows else (chosen.slice, chosen.rounds)
-    os.environ.update(OMP_NUM_THREADS=str(chosen.threads), OMP_WAIT_POLICY="PASSIVE", TOKENIZERS_PARALLELISM="true")
+    os.environ.update(OMP_NUM_THREADS=str(chosen.threads), TOKENIZERS_PARALLELISM="true")
     texts = sentences(TRAINING_ROWS + TRIAL_ROWS + rounds * size)
     with tempfile.TemporaryDirectory() as folder:
         run = tune(texts[:TRAINING_ROWS], Path(folder))

@@ -270,11 +270,20 @@ def runs(
         typer.echo(_clean(f"{row['folder']:40}  {row['state']:11}  {value:18}  {told}".rstrip()))
 
 
+def share_cores() -> None:
+    """Have waiting threads spin for some microseconds only (GNU OpenMP), unless the environment says how to wait.
+
+    When they spin for long, other work on the same cores slows every step many times over; when they sleep at once,
+    each of the many short products waits for a thread to wake, which doubles a step (docs/benchmarks.md).
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one message and status 2, a fault of ours status 1."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # Waiting threads sleep: when they spin, other work on the same cores slows every step many times over.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    share_cores()
     if not sys.warnoptions:
         # What other libraries will change some day is nothing that a user of this one can act on.
         warnings.simplefilter("ignore", FutureWarning)

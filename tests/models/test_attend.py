@@ -19,7 +19,7 @@ HEADS, WIDTH = 3, 4
 
 
 def naive(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: Rule, keep: Any) -> torch.Tensor:
-    """Attend one sequence and one head at a time; `keep` yields the mask of each group, [n, H, queries, length]."""
+    """Attend one sequence and one head at a time; `keep` yields the mask of each group, [H, n, queries, length]."""
     out, row = [], 0
     for (first, count, length), mask in zip(rule.groups, keep, strict=True):
         for one in range(count):
@@ -27,22 +27,22 @@ def naive(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: Rul
             queries = 1 if rule.single else length
             heads = []
             for head in range(HEADS):
-                scores = query[row : row + queries, head] @ key[tokens, head].T * rule.scaling
+                scores = query[head, row : row + queries] @ key[head, tokens].T * rule.scaling
                 for i in range(queries):
                     for j in range(length):
                         hidden = rule.causal and j > i
                         hidden |= rule.window is not None and abs(i - j) >= rule.window
                         if hidden and not rule.single:
                             scores[i, j] = -math.inf
-                heads.append(scores.softmax(-1) * mask[one, head] @ value[tokens, head])
-            out.append(torch.stack(heads, 1))
+                heads.append(scores.softmax(-1) * mask[head, one] @ value[head, tokens])
+            out.append(torch.stack(heads))
             row += queries
-    return torch.cat(out)
+    return torch.cat(out, 1)
 
 
 def masks(groups: tuple[Group, ...], single: bool, dropout: float) -> Iterator[torch.Tensor]:
     """Draw the masks that `attend` draws when torch is seeded alike, already scaled."""
-    shapes = [(count, HEADS, 1 if single else length, length) for _, count, length in groups]
+    shapes = [(HEADS, count, 1 if single else length, length) for _, count, length in groups]
     sizes = [math.prod(shape) for shape in shapes]
     if not dropout:
         yield from (torch.ones(shape, dtype=torch.float64) for shape in shapes)
@@ -65,10 +65,10 @@ def test_attention_and_its_gradients_equal_the_naive_loop(
     rows = len(LENGTHS) if single else int(LENGTHS.sum())
     torch.manual_seed(0)
     inputs = [
-        torch.randn(count, HEADS, WIDTH, dtype=torch.float64, requires_grad=True)
+        torch.randn(HEADS, count, WIDTH, dtype=torch.float64, requires_grad=True)
         for count in (rows, int(LENGTHS.sum()), int(LENGTHS.sum()))
     ]
-    weight = torch.randn(rows, HEADS, WIDTH, dtype=torch.float64)
+    weight = torch.randn(HEADS, rows, WIDTH, dtype=torch.float64)
 
     torch.manual_seed(1)
     found = attend(inputs[0], inputs[1], inputs[2], rule)

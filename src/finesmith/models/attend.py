@@ -32,7 +32,7 @@ class Rule:
 def attend(query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
     """Return softmax(query key^T scaling) value within each sequence.
 
-    query: [T, H, D], or [B, H, D] where `rule.single`; key and value: [T, H, D]. Returns the shape of `query`.
+    query: [H, T, D], or [H, B, D] where `rule.single`; key and value: [H, T, D]. Returns the shape of `query`.
     """
     result: Tensor = _Attend.apply(query, key, value, rule)  # type: ignore[no-untyped-call]
     return result
@@ -40,38 +40,34 @@ def attend(query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One group as batched matrices: n sequences times H heads, of `queries` rows and `length` columns."""
+    """One group as batched matrices: H heads times n sequences, of `queries` rows and `length` columns."""
 
     tokens: slice
     rows: slice
     weights: slice
-    count: int
     queries: int
     length: int
 
 
 def _parts(rule: Rule, heads: int) -> Iterator[_Part]:
-    rows = weights = 0
+    row = weight = 0
     for first, count, length in rule.groups:
         queries = 1 if rule.single else length
-        size = count * heads * queries * length
-        yield _Part(
-            slice(first, first + count * length), slice(rows, rows + count * queries), slice(weights, weights + size),
-            count, queries, length,
-        )  # fmt: skip
-        rows, weights = rows + count * queries, weights + size
+        rows, size = count * queries, heads * count * queries * length
+        tokens = slice(first, first + count * length)
+        yield _Part(tokens, slice(row, row + rows), slice(weight, weight + size), queries, length)
+        row, weight = row + rows, weight + size
 
 
-def _by_head(x: Tensor, count: int) -> Tensor:
-    """[n L, H, D] -> [n H, L, D], contiguous."""
-    tokens, heads, width = x.shape
-    return x.reshape(count, tokens // count, heads, width).transpose(1, 2).reshape(count * heads, -1, width)
+def _cut(x: Tensor, at: slice, size: int) -> Tensor:
+    """[H, T, D] -> [H n, size, D]: the sequences of one group, without a copy where there is only one."""
+    return x[:, at].reshape(-1, size, x.shape[2])
 
 
-def _by_token(out: Tensor, x: Tensor, count: int) -> None:
-    """Write [n H, L, D] into `out`, [n L, H, D]."""
-    tokens, heads, width = out.shape
-    out.view(count, tokens // count, heads, width).copy_(x.view(count, heads, -1, width).transpose(1, 2))
+def _put(out: Tensor, at: slice, x: Tensor) -> None:
+    """Write [H n, size, D] into its place in `out`, [H, T, D]."""
+    heads, _, width = out.shape
+    out[:, at] = x.view(heads, -1, width)
 
 
 def _weights(query: Tensor, key: Tensor, rule: Rule) -> Tensor:
@@ -101,19 +97,16 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
         """Attend, group by group."""
-        heads = query.shape[1]
-        parts = list(_parts(rule, heads))
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+        parts = list(_parts(rule, query.shape[0]))
         keep, factor = keep_mask([parts[-1].weights.stop], rule.dropout) if rule.dropout else (None, 1.0)
         out = torch.empty(query.shape, dtype=query.dtype)
         for part in parts:
-            q, k, v = (
-                _by_head(x[at], part.count)
-                for x, at in ((query, part.rows), (key, part.tokens), (value, part.tokens))
-            )  # fmt: skip
+            q, k, v = _cut(query, part.rows, part.queries), *(_cut(x, part.tokens, part.length) for x in (key, value))
             weights = _weights(q, k, rule)
             if keep is not None:
                 weights *= keep[part.weights].view(weights.shape)
-            _by_token(out[part.rows], torch.bmm(weights, v), part.count)
+            _put(out, part.rows, torch.bmm(weights, v))
         ctx.save_for_backward(query, key, value, *([] if keep is None else [keep]))
         ctx.rule, ctx.factor = rule, factor
         return out.mul_(factor) if keep is not None else out
@@ -124,18 +117,17 @@ class _Attend(torch.autograd.Function):
         query, key, value, *kept = ctx.saved_tensors
         rule, factor = ctx.rule, ctx.factor
         results = [torch.empty(x.shape, dtype=x.dtype) for x in (query, key, value)]
-        for part in _parts(rule, query.shape[1]):
-            places = (part.rows, part.tokens, part.tokens)
-            q, k, v = (_by_head(x[at], part.count) for x, at in zip((query, key, value), places, strict=True))
-            gradient = _by_head(gradients[0][part.rows], part.count)
+        upper = gradients[0].contiguous()
+        for part in _parts(rule, query.shape[0]):
+            q, k, v = _cut(query, part.rows, part.queries), *(_cut(x, part.tokens, part.length) for x in (key, value))
+            gradient = _cut(upper, part.rows, part.queries)
             weights = _weights(q, k, rule)
             seen, change = weights, torch.bmm(gradient, v.transpose(1, 2))
             if kept:
                 keep = kept[0][part.weights].view(weights.shape)
                 gradient, seen, change = gradient * factor, weights * keep, change.mul_(keep).mul_(factor)
-            grad_value = torch.bmm(seen.transpose(1, 2), gradient)
             change = torch._softmax_backward_data(change, weights, -1, weights.dtype).mul_(rule.scaling)
-            grads = (torch.bmm(change, k), torch.bmm(change.transpose(1, 2), q), grad_value)
-            for result, at, grad in zip(results, places, grads, strict=True):
-                _by_token(result[at], grad, part.count)
+            _put(results[0], part.rows, torch.bmm(change, k))
+            _put(results[1], part.tokens, torch.bmm(change.transpose(1, 2), q))
+            _put(results[2], part.tokens, torch.bmm(seen.transpose(1, 2), gradient))
         return results[0], results[1], results[2], None

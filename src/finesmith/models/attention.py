@@ -107,14 +107,14 @@ def ragged_attention(
     if kv_heads != heads:
         key = key.repeat_interleave(heads // kv_heads, dim=1)
         value = value.repeat_interleave(heads // kv_heads, dim=1)
-    flat = [part[0].transpose(0, 1) for part in (query, key, value)]  # [T, H, D] each
     single = query.shape[2] != key.shape[2]
     if query.device.type == "cpu" and (torch.is_grad_enabled() or dropout):
         from finesmith.models.attend import Rule, attend
 
         scale = scaling if scaling is not None else float(query.shape[-1] ** -0.5)
         rule = Rule(ragged_layout.groups, scale, dropout, causal, sliding_window, single)
-        return attend(flat[0], flat[1], flat[2], rule)[None], None
+        return attend(query[0], key[0], value[0], rule).transpose(0, 1)[None], None
+    flat = [part[0].transpose(0, 1) for part in (query, key, value)]  # [T, H, D] each
     outputs, row = [], 0
     for first, count, length in ragged_layout.groups:
         rows, tokens = count if single else count * length, count * length

@@ -111,10 +111,7 @@ def screen_adapter(folder: Path) -> None:
         "init_lora_weights": config.get("init_lora_weights") not in (True, False, None, "gaussian"),
         "target_modules": isinstance(pattern, str) and slow(pattern, repeats=NAME_REPEATS),
         "exclude_modules": isinstance(config.get("exclude_modules"), str),
-        **{
-            key: bool(config.get(key))
-            for key in ("megatron_config", "auto_mapping", "loftq_config")
-        },
+        **{key: bool(config.get(key)) for key in ("megatron_config", "auto_mapping", "loftq_config")},
         "layer_replication": not _replicates_sanely(config.get("layer_replication") or []),
     }
     for key, is_wrong in wrong.items():
