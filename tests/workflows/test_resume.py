@@ -253,8 +253,8 @@ def test_changed_conditions_are_refused_by_name_and_change_nothing_unless_forced
     assert steps == list(range(1, len(steps) + 1))
 
 
-# What the killed process left and the next one cleared away; and what prepare still writes in its place at once.
-WAITING = {".reserve", "splits.parquet"}
+# What the killed process left and the next one cleared away.
+WAITING = {".reserve"}
 
 
 def test_other_versions_are_refused_by_name(broken: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -365,9 +365,6 @@ def _announce(run: Run, findings: Sequence[Finding]) -> None:
 
 def _write_splits(run: Run, rows: Rows, keep: npt.NDArray[np.bool_], split_of: Mapping[int, str]) -> None:
     """Write which row of which source went where."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     ids = list(range(len(keep)))
     columns = {"id": ids, "where": rows.where, "split": [split_of.get(i, "dropped") for i in ids]}
-    pq.write_table(pa.table(columns), run.folder / "splits.parquet")
+    run.write_table("splits.parquet", columns)

@@ -56,6 +56,7 @@ def resume(folder: str, *, force: bool = False, listeners: Sequence[Listener] = 
     with ending(run, recipe):
         found = checkpoint.latest(path / "checkpoints", fingerprint=None)
         earlier = earlier_of(path, found, force)
+        found = earlier.checkpoint if earlier else None
         if earlier is None:
             run.unmute(0)
             run.update(fingerprint=None)
@@ -96,7 +97,7 @@ def _story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
 
     enter(run, "model", earlier)
     setup = set_up(recipe, run, data, base, tokenizer, threads=earlier.threads if earlier else None)
-    run.record("note", message="tokens taken from the cache" if setup.tokens.cached else "texts tokenised")
+    run.record("note", message=setup.tokens.told())
     if recipe.train.learning_rate == "auto":
         _find_learning_rate(recipe, run, data, setup)
     resolved = resolve(recipe, data, setup)
