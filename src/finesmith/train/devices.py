@@ -147,7 +147,8 @@ def set_determinism(seed: int, threads: int) -> None:
     torch.set_num_threads(threads)
     # cuBLAS reads this when it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
+    # What use_deterministic_algorithms(True) sets, without its import of torch's compiler, which takes seconds.
+    torch.set_deterministic_debug_mode("error")
     # Filling fresh memory with NaN only serves programs that read it unwritten, and costs a pass over every buffer.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False

@@ -96,7 +96,12 @@ def _seeder(seed: int, step: int) -> Callable[[int], None]:
     def fix(micro: int) -> None:
         import torch
 
-        torch.manual_seed(mix(seed, step, micro))
+        number = mix(seed, step, micro)
+        if torch.cuda.is_initialized() or torch.backends.mps.is_available():  # type: ignore[no-untyped-call]
+            torch.manual_seed(number)
+        else:
+            # Without a GPU torch.manual_seed only adds a trace of the stack, at every call.
+            torch.default_generator.manual_seed(number)
 
     return fix
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from finesmith.workflows.prepare import Prepared
     from finesmith.workflows.setup import Setup
 
-TIMED_STEPS = 3
+TIMED_STEPS = 2
 TIMED_SECONDS = 2.0
 PROBE_SEQUENCES = 16
 PROBE_TOKENS = 512
