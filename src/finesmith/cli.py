@@ -324,7 +324,14 @@ def _stopped(stop: BaseException) -> int:
     from finesmith.workflows.signals import Stopped, Stopping
 
     with Stopping().listening(patience=math.inf):
-        return _complain("interrupted", stop, stop.exit_status if isinstance(stop, Stopped) else 130)
+        status = _complain("interrupted", stop, stop.exit_status if isinstance(stop, Stopped) else 130)
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                # The terminal is gone; what was still to be shown must not change the status that Python leaves with.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return status
 
 
 def _misused(error: Any) -> int:

@@ -81,6 +81,12 @@ class Notebook:
         json.dumps(plain(value), allow_nan=False)
         self.files[name] = value
 
+    def write_table(self, name: str, columns: Mapping[str, Any]) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table(dict(columns)), self.folder / name)
+
 
 class Workshop:
     """What all cases share: a tokenizer."""
