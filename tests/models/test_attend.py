@@ -137,3 +137,22 @@ def test_every_dropout_of_a_model_is_replaced_in_its_mode() -> None:
     assert (model[0].p, model[0].training, model[1][1].training) == (0.2, True, False)
     assert list(model.state_dict()) == names
     assert quicken_dropout(model) == 0
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama", "qwen3"])
+def test_gradients_under_bfloat16_autocast_are_those_of_float32_roughly(kind: str) -> None:
+    from test_families import LENGTHS as SIZES
+    from test_families import build, make
+
+    from finesmith.models import forward
+
+    network, _ = build(kind)
+    network.module.float()
+    gradients = []
+    for low in (False, True):
+        network.module.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            logits = forward.logits(network, make(SIZES))
+        logits.float().square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in network.module.parameters() if p.grad is not None]))
+    assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < 0.05

@@ -233,9 +233,11 @@ def test_numbers_that_cannot_be_read_are_refused_when_many(prepared: Any, tmp_pa
     rows = [(t, "n.a." if i % 5 < 2 else i % 7) for i, (t, _) in enumerate(ROWS)]
     file = str(write_csv(tmp_path / "n.csv", rows))
     with pytest.raises(
-        DataError, match=r"n.csv: 48 labels in column 'label' are not numbers, such as 'n\.a\.' at .*row 1"
-    ):
+        DataError, match=r"n.csv: 48 labels in column 'label' are not numbers, such as those at .*row 1"
+    ) as refused:
         prepared(train=file, task="regression")
+    assert "n.a." not in str(refused.value), "a cell that is no number may hold anything: it is not for run.json"
+    assert refused.value.quote.startswith("'n.a.'")
     few = [(t, "n.a." if i < 4 else i % 7) for i, (t, _) in enumerate(ROWS)]
     found, _ = prepared("few", train=str(write_csv(tmp_path / "few.csv", few)), task="regression")
     assert len(found.examples) == 116

@@ -48,6 +48,11 @@ class _Part:
     queries: int
     length: int
 
+    def of(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return this group's query, [H n, queries, D], key and value, [H n, length, D]."""
+        rows = _cut(query, self.rows, self.queries)
+        return rows, _cut(key, self.tokens, self.length), _cut(value, self.tokens, self.length)
+
 
 def _parts(rule: Rule, heads: int) -> Iterator[_Part]:
     row = weight = 0
@@ -71,7 +76,7 @@ def _put(out: Tensor, at: slice, x: Tensor) -> None:
 
 
 def _weights(query: Tensor, key: Tensor, rule: Rule) -> Tensor:
-    """Return the attention weights, [n H, queries, length]."""
+    """Return the attention weights, [H n, queries, length]."""
     length = key.shape[1]
     narrow = rule.causal or (rule.window is not None and length > rule.window)
     if narrow and not rule.single:
@@ -96,17 +101,18 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
-        """Attend, group by group."""
+        """Attend, group by group, in the type of the inputs even under autocast, as backward runs outside it."""
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
         parts = list(_parts(rule, query.shape[0]))
         keep, factor = keep_mask([parts[-1].weights.stop], rule.dropout) if rule.dropout else (None, 1.0)
         out = torch.empty(query.shape, dtype=query.dtype)
-        for part in parts:
-            q, k, v = _cut(query, part.rows, part.queries), *(_cut(x, part.tokens, part.length) for x in (key, value))
-            weights = _weights(q, k, rule)
-            if keep is not None:
-                weights *= keep[part.weights].view(weights.shape)
-            _put(out, part.rows, torch.bmm(weights, v))
+        with torch.autocast("cpu", enabled=False):
+            for part in parts:
+                q, k, v = part.of(query, key, value)
+                weights = _weights(q, k, rule)
+                if keep is not None:
+                    weights *= keep[part.weights].view(weights.shape)
+                _put(out, part.rows, torch.bmm(weights, v))
         ctx.save_for_backward(query, key, value, *([] if keep is None else [keep]))
         ctx.rule, ctx.factor = rule, factor
         return out.mul_(factor) if keep is not None else out
@@ -119,7 +125,7 @@ class _Attend(torch.autograd.Function):
         results = [torch.empty(x.shape, dtype=x.dtype) for x in (query, key, value)]
         upper = gradients[0].contiguous()
         for part in _parts(rule, query.shape[0]):
-            q, k, v = _cut(query, part.rows, part.queries), *(_cut(x, part.tokens, part.length) for x in (key, value))
+            q, k, v = part.of(query, key, value)
             gradient = _cut(upper, part.rows, part.queries)
             weights = _weights(q, k, rule)
             seen, change = weights, torch.bmm(gradient, v.transpose(1, 2))

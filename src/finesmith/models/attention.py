@@ -113,7 +113,10 @@ def ragged_attention(
 
         scale = scaling if scaling is not None else float(query.shape[-1] ** -0.5)
         rule = Rule(ragged_layout.groups, scale, dropout, causal, sliding_window, single)
-        return attend(query[0], key[0], value[0], rule).transpose(0, 1)[None], None
+        # Under autocast the three may come in different types, as rotary embeddings widen two of them.
+        dtype = torch.float32 if torch.is_autocast_enabled("cpu") else value.dtype
+        query, key, value = query[0].to(dtype), key[0].to(dtype), value[0].to(dtype)
+        return attend(query, key, value, rule).transpose(0, 1)[None], None
     flat = [part[0].transpose(0, 1) for part in (query, key, value)]  # [T, H, D] each
     outputs, row = [], 0
     for first, count, length in ragged_layout.groups:

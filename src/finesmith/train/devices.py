@@ -120,8 +120,9 @@ def keep_freed_memory() -> None:
 
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
-        library.mallopt(M_TRIM_THRESHOLD, 2**29)
-        library.mallopt(M_MMAP_THRESHOLD, 2**26)
+        # Older versions refuse more than 32 MB here; either setting alone would freeze the other at its small default.
+        if library.mallopt(M_MMAP_THRESHOLD, 2**25):
+            library.mallopt(M_TRIM_THRESHOLD, 2**29)
 
 
 def set_determinism(seed: int, threads: int) -> None:

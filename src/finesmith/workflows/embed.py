@@ -39,9 +39,8 @@ def embeddings(run: Run, data: Prepared, setup: Setup) -> Embedded:
 
     name = _key(setup)
     if setup.cache is not None and (found := load_cached(setup.cache, name)) is not None:
-        stored = found[0]["embeddings"]
-        if stored is not None:
-            return Embedded(np.array(stored).reshape(len(setup.tokens), -1), True, found[1]["milliseconds"] / 1000)
+        stored = np.array(found[0]["embeddings"]).reshape(len(setup.tokens), -1)
+        return Embedded(stored, True, found[1]["milliseconds"] / 1000)
     done, began = 0, time.perf_counter()
 
     def pooled(batch: Batch) -> torch.Tensor:

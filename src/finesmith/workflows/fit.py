@@ -96,6 +96,7 @@ def fit(recipe: Recipe, run: Run, data: Prepared, setup: Setup, checkpoint: Chec
     if not stopped:
         with naming_rows(data.where):
             stopped = _train(recipe, run, data, setup, session, plan, loss_sum)
+    session.optimizer.zero_grad(set_to_none=True)
     _restore_best(run, setup, session)
     run.record("trained", best_step=session.stopper.best_step, steps=plan.steps, stopped_early=stopped)
     return Fitted(Predictor(setup.network), session.history, session.stopper.best_step, session.seconds, stopped)

@@ -328,11 +328,12 @@ def _refuse_unreadable(rows: Rows, findings: Sequence[Finding]) -> None:
     """Refuse numbers of which too many cannot be read: dropping them would hide that the column is something else."""
     for found in findings:
         if found.kind == "missing_labels" and found.severity == "error":
-            shown = ", ".join(f"{str(one['label'])!r} at {rows.where[one['id']]}" for one in found.examples[:3])
+            places = ", ".join(rows.where[one["id"]] for one in found.examples[:3])
             raise DataError(
                 f"{rows.file}: {found.details['not_a_number']:,} labels in column {rows.columns.label!r} are not "
-                f"numbers, such as {shown}; write them as numbers such as 1.5, empty those cells, or "
-                "--set task=classification"
+                f"numbers, such as those at {places}; write them as numbers such as 1.5, empty those cells, or "
+                "--set task=classification",
+                quote=", ".join(repr(str(one["label"])) for one in found.examples[:3]),
             )
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 # Of an excerpt, what says which row it is and how it is labelled.
 ABOUT_A_ROW = frozenset({"id", "label", "labels", "language", "length", "held_out_in"})
+# What stands in place of a label that could not be read may be any text.
+NO_LABELS = frozenset({"label", "labels"})
 # Of a finding's details, what quotes texts or groups.
 QUOTING = frozenset({"marks", "largest"})
 
@@ -22,9 +24,10 @@ def withheld(name: str, value: Any) -> Any:
 
 def without_texts(finding: Mapping[str, Any]) -> dict[str, Any]:
     """Return an audit finding that names rows by id and quotes none of them."""
+    kept = ABOUT_A_ROW - NO_LABELS if finding["kind"] == "missing_labels" else ABOUT_A_ROW
     return {
         **finding,
         "shows": "",
-        "examples": [{k: v for k, v in row.items() if k in ABOUT_A_ROW} for row in finding["examples"]],
+        "examples": [{k: v for k, v in row.items() if k in kept} for row in finding["examples"]],
         "details": {k: v for k, v in finding["details"].items() if k not in QUOTING},
     }
