@@ -102,7 +102,7 @@ def _find(text: str) -> list[Span]:
     hints = {name for name, hint in HINTS.items() if hint.search(seen)}
     spans: list[Span] = []
     for rule in RULES:
-        found = list(_matches(rule, seen)) if rule.needs in hints else []
+        found = _joined(_matches(rule, seen)) if rule.needs in hints else []
         if found:
             spans += [Span(rule.kind, start, end) for start, end in found]
             seen = _blank(seen, found)
@@ -118,6 +118,17 @@ def _matches(rule: Rule, seen: str) -> Iterator[tuple[int, int]]:
             yield start, end
         else:
             yield from _CHECKS[rule.check](seen, start, end)
+
+
+def _joined(found: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return spans in order, those that overlap made one: a check may stretch what its pattern matched."""
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted(found):
+        if joined and start < joined[-1][1]:
+            joined[-1] = joined[-1][0], max(end, joined[-1][1])
+        else:
+            joined.append((start, end))
+    return joined
 
 
 def _blank(seen: str, found: list[tuple[int, int]]) -> str:
