@@ -68,22 +68,13 @@ def untouched(recipe: Recipe, data: Prepared, setup: Setup) -> Setup:
     Baselines speak for the base model, and are made when this run's own network has been tuned.
     """
     from finesmith.data.tokens import tokenize
-    from finesmith.models.load import load_classifier, load_tokenizer
-    from finesmith.workflows.setup import weights_key
+    from finesmith.models.load import load_tokenizer
+    from finesmith.workflows.setup import load_network, weights_key
 
     if recipe.method.name == "features":
         return setup
-    tokenizer, head = load_tokenizer(setup.base), data.task.head
-    network, _ = load_classifier(
-        setup.base,
-        tokenizer,
-        outputs=head.outputs,
-        problem=head.problem,
-        labels=head.labels,
-        seed=recipe.train.seed,
-        attention=recipe.model.attention,
-        device=setup.device.device,
-    )
+    tokenizer = load_tokenizer(setup.base)
+    network, _ = load_network(recipe, data, setup.base, tokenizer, setup.device)
     tokens = setup.tokens
     if setup.added_words:
         texts, pairs = data.examples.texts, data.examples.pairs
@@ -101,7 +92,7 @@ def _key(setup: Setup) -> str:
     attention = "ragged" if setup.network.ragged else "padded"
     where = f"{setup.device.device} {setup.device.threads} threads torch {torch.__version__}"
     config = load_config(setup.base).to_json_string()
-    digest = hashlib.sha256(f"embeddings 2 {setup.weights_key} {setup.pooling} {attention} {where} {config}".encode())
+    digest = hashlib.sha256(f"embeddings 3 {setup.weights_key} {setup.pooling} {attention} {where} {config}".encode())
     for column in (setup.tokens.tokens, setup.tokens.offsets, setup.tokens.segments):
         digest.update(b"none" if column is None else np.ascontiguousarray(column).data)
     return digest.hexdigest()

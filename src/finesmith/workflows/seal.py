@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from finesmith.errors import RunError
+from finesmith.models.load import sha256_of
 from finesmith.run import read_json, write_whole
 
 SEAL = "seal.json"
@@ -21,7 +22,7 @@ OPEN = frozenset({SEAL, "README.md"})
 def seal(folder: Path) -> None:
     """Write the SHA-256 of every file of a model folder, those for people aside."""
     files = {
-        path.relative_to(folder).as_posix(): _sha256(path)
+        path.relative_to(folder).as_posix(): sha256_of(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in OPEN
     }
@@ -46,7 +47,7 @@ def require_sealed(folder: Path) -> None:
     for name, sha256 in files.items():
         path = folder / name
         try:
-            whole = path.is_file() and not path.is_symlink() and _sha256(path) == sha256
+            whole = path.is_file() and not path.is_symlink() and sha256_of(path) == sha256
         except OSError as error:
             raise RunError(f"{path} cannot be read: {error.strerror or error}; {remedy}") from error
         if not whole:
@@ -56,8 +57,3 @@ def require_sealed(folder: Path) -> None:
 
 def _digest(files: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -99,7 +99,7 @@ def set_up(
     from finesmith.models.dropout import quicken_dropout
 
     device = _device(recipe, threads)
-    network, report = _load(recipe, data, base, tokenizer, device)
+    network, report = load_network(recipe, data, base, tokenizer, device)
     run.record("note", message=f"model {base.name}: {network.why}")
     words = _add_words(recipe, run, data, network)
     max_length = int(data.summary["max_length"])
@@ -116,7 +116,6 @@ def set_up(
     micro, forecast = _micro_batch(recipe, network, tokens, data, device)
     if recipe.train.micro_batch_size is None:
         why["train.micro_batch_size"] = "the most that is forecast to fit into memory"
-    weights = weights_key(base, words)
     setup = Setup(
         device=device,
         base=base,
@@ -132,7 +131,7 @@ def set_up(
         evaluations=evaluations,
         micro_batch_size=micro,
         forecast=forecast,
-        weights_key=weights,
+        weights_key=weights_key(base, words),
         fingerprint={},
         cache=cache,
         added_words=words,
@@ -153,7 +152,7 @@ def _device(recipe: Recipe, threads: int | None) -> Device:
     return device
 
 
-def _load(
+def load_network(
     recipe: Recipe, data: Prepared, base: Base, tokenizer: PreTrainedTokenizerBase, device: Device
 ) -> tuple[Network, LoadReport]:
     """Load the base model under the head that the task needs."""
