@@ -226,7 +226,7 @@ def plant(shared: Path, number: int, seed: int = 0) -> Planted:
 def look(rows: Planted, clusters: Clusters | None = None) -> dict[str, Finding]:
     """Audit the rows with their given splits."""
     clusters = clusters or cluster(rows.texts)
-    found = audit(rows.examples(), clusters=clusters, kind="category", splits=rows.splits)
+    found = audit(rows.examples(), clusters=lambda: clusters, kind="category", splits=rows.splits)
     return {one.kind: one for one in found}
 
 
@@ -327,7 +327,7 @@ def main() -> None:
     start, start_cpu = time.perf_counter(), time.process_time()
     clusters = cluster(large.texts)
     clustered = time.perf_counter() - start
-    audit(large.examples(), clusters=clusters, kind="category", splits=None)
+    audit(large.examples(), clusters=lambda: clusters, kind="category", splits=None)
     seconds = {"cluster": clustered, "all": time.perf_counter() - start, "processor": time.process_time() - start_cpu}
     print(f"{chosen.rows:,} rows of about 20 words: clusters {clustered:.1f} s, with the audit {seconds['all']:.1f} s")
     figures = {

@@ -97,3 +97,7 @@ class RecipeError(UserError):
         ]
         more = len(lines) - len(shown)
         super().__init__("\n".join([*shown, *([f"and {more} more; mend these first"] if more else [])]))
+
+    def __reduce__(self) -> tuple[type[RecipeError], tuple[tuple[Problem, ...]]]:
+        """Say how a copy is made: from the problems, not from their text."""
+        return RecipeError, (self.problems,)

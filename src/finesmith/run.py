@@ -13,6 +13,7 @@ report.html            made from the above alone
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
@@ -76,6 +77,7 @@ class Run:
         self.withhold: Callable[[str, Any], Any] = lambda _, value: value
         self.holding = False
         self._muted = False
+        self._tell: Callable[[tuple[str, dict[str, Any]]], None] | None = None
         self._pending: dict[str, Any] = {}
         self._lock = FileLock(folder / ".lock")
         try:
@@ -189,6 +191,9 @@ class Run:
 
         Raises RunError when the disk is full.
         """
+        if self._tell is not None:
+            self._tell((event, fields))
+            return
         if self._muted:
             return
         line = {"event": event, "time": now(), **fields}
@@ -213,6 +218,12 @@ class Run:
         if not self._muted:
             for listener in self.listeners:
                 listener({"event": event, **fields})
+
+    def relay(self, tell: Callable[[tuple[str, dict[str, Any]]], None]) -> Run:
+        """Return this run for a process beside this one: files are written there, events told to be recorded here."""
+        other = copy.copy(self)
+        other._tell = tell
+        return other
 
     def mute(self) -> None:
         """Stop recording: what follows was recorded before the interruption."""

@@ -101,7 +101,7 @@ def run_case(draw: random.Random, folder: Path, shop: Workshop) -> Outcome:
     """Write data in some format, mostly damaged, prepare it for tuning, and judge what comes of it."""
     from finesmith.recipe import from_dict
     from finesmith.recipe.source import merged
-    from finesmith.workflows.prepare import prepare
+    from finesmith.workflows.prepare import prepare, tell_findings
 
     rows, form, how = _rows(draw), draw.choice(FORMS), draw.random()
     if 0.1 <= how < 0.5:
@@ -115,11 +115,12 @@ def run_case(draw: random.Random, folder: Path, shop: Workshop) -> Outcome:
         tree = merged(tree, tuple(key.split(".")), value)
     book = Notebook(folder)
     try:
-        prepared = prepare(from_dict(tree), book, shop.tokenizer, longest=64)  # type: ignore[arg-type]
+        prepared, rest = prepare(from_dict(tree), book, shop.tokenizer, longest=64)  # type: ignore[arg-type]
     except FinesmithError as error:
         judge(str(error), (path.name, *(key for key in keys() if "." in key)))
         ended = Outcome("refused", str(error))
     else:
+        tell_findings(book, prepared.findings, rest())  # type: ignore[arg-type]
         _accounted(prepared, book)
         ended = Outcome("accepted", "; ".join(book.said)[:300])
     _read_exactly(path, form, tree["data"].get("encoding"))

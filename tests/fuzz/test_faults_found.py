@@ -153,7 +153,7 @@ def test_numbers_too_large_to_square_are_audited() -> None:
 
     texts = ["the same text", "the same text", "another one", "and a third"]
     examples = Examples(np.arange(4), texts, None, [1e308, -1e308, 2.0, 3.0])
-    kinds = [found.kind for found in audit(examples, clusters=cluster(texts), kind="number")]
+    kinds = [found.kind for found in audit(examples, clusters=lambda: cluster(texts), kind="number")]
     assert "missing_labels" not in kinds, "they are numbers, and no warning of an overflow was raised"
     assert Regression(1.0, 0.0).summary(np.array([1e308, -1e308]))["summary"]["max"] == 1e308
 

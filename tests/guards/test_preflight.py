@@ -15,8 +15,9 @@ from finesmith.models.adapters import add_lora
 from finesmith.models.forward import Network
 from finesmith.models.layers import freeze_lowest
 from finesmith.models.load import find, load_classifier, load_tokenizer
+from finesmith.train.adamw import AdamW
 from finesmith.train.memory import estimate, shape_of
-from finesmith.train.optimiser import adamw, parameter_groups
+from finesmith.train.optimiser import parameter_groups
 from finesmith.types import Batch
 
 LABELS = ("bad", "good", "so so")
@@ -45,7 +46,7 @@ def loss_of(network: Network) -> Any:
 
 
 def optimizer_of(network: Network) -> Any:
-    return lambda: adamw(parameter_groups(network.module, learning_rate=1e-3, weight_decay=0.01))
+    return lambda: AdamW(parameter_groups(network.module, learning_rate=1e-3, weight_decay=0.01))
 
 
 def test_finite_loss_passes_and_leaves_no_gradients(network: Network) -> None:

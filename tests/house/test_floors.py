@@ -13,7 +13,7 @@ PACKAGE = Path(finesmith.__file__).parent
 
 FLOORS = {
     "discreet": -1,
-    "__init__": 0, "errors": 0, "types": 0,
+    "__init__": 0, "errors": 0, "types": 0, "aside": 1,
     "recipe": 1, "run": 1,
     "data": 2, "models": 2, "train": 2, "evaluate": 2,
     "tasks": 3, "privacy": 3, "report": 3,

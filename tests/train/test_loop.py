@@ -18,6 +18,7 @@ from finesmith.tasks.multi_label import MultiLabel
 from finesmith.tasks.protocol import Options, Task
 from finesmith.tasks.regression import Regression
 from finesmith.train import loop, optimiser
+from finesmith.train.adamw import AdamW
 from finesmith.train.step import backward
 from finesmith.types import Batch
 
@@ -80,7 +81,7 @@ def begin(
         assert batch.targets is not None
         return loss(module(batch), batch.targets), len(batch.lengths)
 
-    optimizer = optimiser.adamw(optimiser.parameter_groups(module, learning_rate=0.01, weight_decay=0.01))
+    optimizer = AdamW(optimiser.parameter_groups(module, learning_rate=0.01, weight_decay=0.01))
     plan = loop.Plan(steps, 3, make, max_grad_norm, seed)
     return loop.train(module, loss_sum, optimizer, optimiser.Schedule("linear", steps, 2), plan, start=start)
 
@@ -165,7 +166,7 @@ def test_dropout_differs_between_steps_and_micro_batches_and_seeds() -> None:
         seen.append(float(loss.detach()))
         return loss, 2
 
-    optimizer = optimiser.adamw(optimiser.parameter_groups(module, learning_rate=0.0, weight_decay=0.0))
+    optimizer = AdamW(optimiser.parameter_groups(module, learning_rate=0.0, weight_decay=0.0))
     for seed in (0, 1):
         plan = loop.Plan(3, 3, lambda _: ([one, one], 4), 1.0, seed)
         list(loop.train(module, loss_sum, optimizer, optimiser.Schedule("constant", 3, 0), plan))
@@ -242,7 +243,7 @@ def test_a_number_that_is_not_finite_stops_the_loop_before_the_weights_change(wh
 
     armed = True
     at = next(s for s in range(3) if bad in batching.batch_positions(COUNT, 8, seed=0, step=s))
-    optimizer = optimiser.adamw(optimiser.parameter_groups(module, learning_rate=0.01, weight_decay=0.1))
+    optimizer = AdamW(optimiser.parameter_groups(module, learning_rate=0.01, weight_decay=0.1))
     plan = loop.Plan(6, 3, make, 1.0, 0)
     running = loop.train(module, loss_sum, optimizer, optimiser.Schedule("linear", 6, 0), plan)
     for _ in range(at):

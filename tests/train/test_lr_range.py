@@ -7,6 +7,7 @@ import torch
 
 from finesmith.errors import DivergenceError
 from finesmith.train import loop, lr_range, optimiser
+from finesmith.train.adamw import AdamW
 from finesmith.types import Batch
 
 WIDTH = 12
@@ -39,7 +40,7 @@ def pieces(learning_rate: float = 1e-3) -> tuple[Toy, object, torch.optim.Optimi
         chosen = torch.randperm(200, generator=torch.Generator().manual_seed(step))[:32]
         return [Batch(chosen, torch.ones(32, dtype=torch.long), None, truth[chosen], chosen)], 32
 
-    optimizer = optimiser.adamw(optimiser.parameter_groups(module, learning_rate=learning_rate, weight_decay=0.01))
+    optimizer = AdamW(optimiser.parameter_groups(module, learning_rate=learning_rate, weight_decay=0.01))
     return module, loss_sum, optimizer, loop.Plan(40, 7, make, 1.0, 0)
 
 

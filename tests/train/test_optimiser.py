@@ -13,7 +13,8 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from finesmith.models.layers import depths
-from finesmith.train.optimiser import Schedule, adamw, layer_scales, parameter_groups, set_rate
+from finesmith.train.adamw import AdamW
+from finesmith.train.optimiser import Schedule, layer_scales, parameter_groups, set_rate
 
 SIZES: dict[str, Any] = {
     "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
@@ -76,7 +77,7 @@ def test_rates_fall_by_depth() -> None:
     for group in groups:
         for parameter in group["params"]:
             assert group["base_lr"] == pytest.approx(0.08 * scales[names[id(parameter)]])
-    optimizer = adamw(groups)
+    optimizer = AdamW(groups)
     assert set_rate(optimizer, 0.5) == pytest.approx(0.04)
     for group in optimizer.param_groups:
         assert group["lr"] == group["base_lr"] * 0.5
@@ -151,7 +152,7 @@ def test_adamw_equals_its_formula() -> None:
     weight = torch.nn.Parameter(torch.randn(4, 3, dtype=torch.float64))
     bias = torch.nn.Parameter(torch.randn(4, dtype=torch.float64))
     module = torch.nn.ParameterDict({"weight": weight, "bias": bias})
-    optimizer = adamw(parameter_groups(module, learning_rate=0.02, weight_decay=0.3))
+    optimizer = AdamW(parameter_groups(module, learning_rate=0.02, weight_decay=0.3))
     expected = [weight.detach().clone(), bias.detach().clone()]
     moments = [[torch.zeros_like(p), torch.zeros_like(p)] for p in expected]
     for step in range(1, 8):
@@ -193,7 +194,7 @@ def test_training_goes_on_bit_for_bit_from_a_checkpoint(method: str, tiny_model:
         if method == "frozen":
             freeze_lowest(network.classifier, 1)
         groups = parameter_groups(network.module, learning_rate=1e-3, weight_decay=0.01)
-        return network, adamw(groups), Schedule("cosine", 9, 2)
+        return network, AdamW(groups), Schedule("cosine", 9, 2)
 
     def batches(step: int) -> tuple[list[Batch], int]:
         random = torch.Generator().manual_seed(step)

@@ -17,6 +17,7 @@ from finesmith.models.forward import Network
 from finesmith.models.layers import freeze_lowest
 from finesmith.models.load import choose_attention
 from finesmith.train import loop, optimiser
+from finesmith.train.adamw import AdamW
 from finesmith.train.step import backward, clip_gradients
 
 COUNT, BATCH = 37, 8
@@ -81,7 +82,7 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
 
 def ours(network: Network, tokens: Tokens, targets: torch.Tensor, micro: int, epochs: int = 1) -> tuple[list, list]:
     groups = optimiser.parameter_groups(network.module, learning_rate=1e-3, weight_decay=0.01)
-    optimizer = optimiser.adamw(groups)
+    optimizer = AdamW(groups)
     per = batches.steps_per_epoch(COUNT, BATCH)
     schedule = optimiser.Schedule("linear", per * epochs, 2)
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from jobs import differences, events, plan, read, reviews, tuned, write_csv
 
 from finesmith.recipe import from_dict
 from finesmith.run import Run
 from finesmith.train import checkpoint_files
+from finesmith.train.adamw import AdamW
 from finesmith.workflows.inference import Predictor
 from finesmith.workflows.signals import Stopped, Stopping
 from finesmith.workflows.tune import resume, tune
@@ -123,7 +123,7 @@ def test_a_signal_between_steps_saves_and_leaves(number: int, job: Job, tmp_path
 def test_a_step_in_progress_is_finished(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     with monkeypatch.context() as patch:
-        at_call(patch, torch.optim.AdamW, "step", 7, lambda: send(signal.SIGINT))
+        at_call(patch, AdamW, "step", 7, lambda: send(signal.SIGINT))
         job.stopped(tmp_path / "run", lambda e: said.append(e["message"]) if e["event"] == "stopping" else None)
     assert said == ["stopping: finishing the step and saving; press Ctrl-C again to leave at once"]
     assert saved(tmp_path / "run")[-1] == 7
@@ -170,7 +170,7 @@ def test_outside_training_it_ends_at_once(stage: str, job: Job, tmp_path: Path) 
 
 def test_twice_within_a_step_leaves_at_once(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        at_call(patch, torch.optim.AdamW, "step", 10, lambda: send(signal.SIGINT, times=2))
+        at_call(patch, AdamW, "step", 10, lambda: send(signal.SIGINT, times=2))
         stop = job.stopped(tmp_path / "run")
     assert stop.hurried
     assert saved(tmp_path / "run") == [4, 8]

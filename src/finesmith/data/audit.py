@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
@@ -52,6 +52,22 @@ CHECKS: dict[str, Check] = {
     "lexical_diversity": Check(audit_text.lexical_diversity, "keep", ("keep", "stop")),
 }
 
+# These wait until copies are known; the others need not.
+READ_CLUSTERS = frozenset(
+    {
+        "leakage", "near_leakage", "group_leakage", "exact_duplicates", "near_duplicates", "conflicting_labels",
+        "small_classes",
+    }
+)  # fmt: skip
+
+# These read nothing but texts and labels, and take their time. Where they change no row, nothing has to wait for them.
+SLOW = ("broken_encoding", "html", "personal_data", "mixed_language", "label_in_text", "lexical_diversity")
+
+
+def can_wait(actions: Mapping[str, Action]) -> frozenset[str]:
+    """Return the kinds whose findings take their time and only tell, by the actions chosen."""
+    return frozenset(name for name in SLOW if actions.get(name, CHECKS[name].default) == "keep")
+
 
 @dataclass(frozen=True, slots=True)
 class Applied:
@@ -71,26 +87,32 @@ class Applied:
 def audit(
     examples: Examples,
     *,
-    clusters: Clusters,
+    clusters: Callable[[], Clusters],
     kind: Kind,
     splits: Sequence[str] | None = None,
     lengths: Sequence[int] | None = None,
     max_length: int | None = None,
     actions: Mapping[str, Action] | None = None,
+    kinds: Collection[str] | None = None,
 ) -> tuple[Finding, ...]:
     """Look for every kind of fault and return the findings in the order in which `apply` acts on them.
 
-    `clusters` are those of `near_duplicates.cluster` over the texts (text and pair together where there are pairs);
-    `splits` the split of each row when the user gave them, else None; `lengths` each row's tokens before truncation to
-    `max_length`; `actions` what to do per kind where it is not the default. Only kinds with something to say appear.
+    `clusters` returns those of `near_duplicates.cluster` over the texts (text and pair together where there are pairs);
+    the checks that do without run first. `splits` is the split of each row when the user gave them, else None;
+    `lengths` each row's tokens before truncation to `max_length`; `actions` what to do per kind where it is not the
+    default; `kinds` what to look for, where that is not everything. Only kinds with something to say appear.
 
     Raises:
         DataError: an unknown kind, or an action the kind does not know.
     """
     chosen = {kind_of: check.default for kind_of, check in CHECKS.items()} | _checked(actions or {})
+    if not len(examples):
+        return ()
     rows = look_at(examples, kind=kind, clusters=clusters, splits=splits, lengths=lengths, max_length=max_length)
-    findings = (check.run(rows, chosen[name]) for name, check in CHECKS.items()) if len(rows) else ()
-    return tuple(found for found in findings if found is not None)
+    asked = [name for name in CHECKS if kinds is None or name in kinds]
+    order = sorted(asked, key=lambda name: name in READ_CLUSTERS)
+    findings = {name: CHECKS[name].run(rows, chosen[name]) for name in order}
+    return tuple(found for name in asked if (found := findings[name]) is not None)
 
 
 def _checked(actions: Mapping[str, Action]) -> dict[str, Action]:

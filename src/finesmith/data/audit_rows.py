@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,7 +32,7 @@ class Rows:
 
     examples: Examples
     kind: Kind
-    clusters: Clusters
+    find_clusters: Callable[[], Clusters]
     splits: Sequence[str] | None
     lengths: Sequence[int] | None
     max_length: int | None
@@ -44,6 +44,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self.contents)
 
+    @property
+    def clusters(self) -> Clusters:
+        """Which rows are copies of which."""
+        return self.find_clusters()
+
     def open_to_training(self, row: int) -> bool:
         """Tell whether the row is, or may become, a training row."""
         return self.splits is None or self.splits[row] == "train"
@@ -53,7 +58,7 @@ def look_at(
     examples: Examples,
     *,
     kind: Kind,
-    clusters: Clusters,
+    clusters: Callable[[], Clusters],
     splits: Sequence[str] | None,
     lengths: Sequence[int] | None,
     max_length: int | None,

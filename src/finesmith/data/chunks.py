@@ -73,7 +73,7 @@ def chunks(
     if engine is None:
         yield from _slow(texts, pairs, tokenizer, max_length, segmented)
         return
-    plain = _Plain(engine, _unknown_id(tokenizer, engine), tokenizer.truncation_side, max_length, segmented)
+    plain = _Plain(engine, unknown_id(tokenizer, engine), tokenizer.truncation_side, max_length, segmented)
     quick = _quick(plain, texts, pairs)
     for start, stop in spans(texts, pairs, CHUNK_ROWS, CHUNK_CHARACTERS):
         rows = texts[start:stop], (None if pairs is None else pairs[start:stop])
@@ -200,7 +200,7 @@ def _slow(
         yield _from_lists(ids, kinds, originals, unknown, count_words(*rows))
 
 
-def _unknown_id(tokenizer: PreTrainedTokenizerBase, engine: tokenizers.Tokenizer) -> int | None:
+def unknown_id(tokenizer: PreTrainedTokenizerBase, engine: tokenizers.Tokenizer) -> int | None:
     """Return the id that stands for text the model of the tokenizer cannot spell, if there is one."""
     from tokenizers import models
 

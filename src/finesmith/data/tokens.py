@@ -186,9 +186,10 @@ def _key(
 
     import numpy as np
     import tokenizers
-    import transformers
 
     if engine is None:
+        import transformers
+
         content = json.dumps([sorted(tokenizer.get_vocab().items()), repr(sorted(tokenizer.init_kwargs.items()))])
         engine_version = transformers.__version__
     else:

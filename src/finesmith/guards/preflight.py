@@ -14,9 +14,9 @@ from finesmith.errors import DivergenceError
 from finesmith.train.step import LossSum, backward
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
+    from finesmith.train.adamw import Optimizer
     from finesmith.types import Batch
 
 
@@ -71,7 +71,7 @@ def initial_loss(loss: float, expected: float, *, head_is_new: bool) -> Probed:
 
 
 def every_tensor_learns(
-    module: nn.Module, loss_sum: LossSum, batches: Sequence[Batch], make_optimizer: Callable[[], torch.optim.Optimizer]
+    module: nn.Module, loss_sum: LossSum, batches: Sequence[Batch], make_optimizer: Callable[[], Optimizer]
 ) -> Probed:
     """Check in a trial step, which is undone, that what is trainable moves and what is frozen does not."""
     import torch

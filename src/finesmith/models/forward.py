@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from finesmith.models.load import Base
     from finesmith.types import Batch
 
 Pooling = Literal["mean", "cls", "last"]
@@ -30,7 +31,7 @@ class Network:
     module: what is trained and saved (a peft wrapper or the classifier itself); classifier: the transformers model
     inside; ragged: whether it runs without padding, and `why` in one sentence; fresh: the tensors with random first
     values, by their names in the classifier; grouped: whether a model that is not ragged runs one length at a time,
-    because padding would change what it answers.
+    because padding would change what it answers; source: the base model, where finesmith's own modules run it.
     """
 
     module: nn.Module
@@ -41,6 +42,7 @@ class Network:
     pad_id: int
     fresh: tuple[str, ...] = ()
     grouped: bool = False
+    source: Base | None = None
 
     @property
     def device(self) -> torch.device:
@@ -96,8 +98,8 @@ OFFSET_POSITIONS = frozenset(
         "xlm-roberta-xl", "xmod",
     }
 )  # fmt: skip
-# Encoders made of BERT's layers whose head reads the first token only: see `_first_states`.
-FIRST_TOKEN = frozenset({"bert", "camembert", "roberta", "xlm-roberta"})
+# Encoders made of BERT's layers, whose head reads the first token only: see `_bert_states`.
+BERT_LAYERS = frozenset({"bert", "camembert", "roberta", "xlm-roberta"})
 DECODERS = frozenset(name for name, readout in READOUTS.items() if readout is _last_token)
 
 
@@ -106,8 +108,8 @@ def logits(network: Network, batch: Batch) -> Tensor:
     model = network.classifier
     if network.ragged:
         layout, readout = layout_of(batch.lengths), READOUTS[model.config.model_type]
-        if model.config.model_type in FIRST_TOKEN and not model.config.is_decoder:
-            return readout(model, _first_states(model, batch, layout), one_each(layout))
+        if model.config.model_type in BERT_LAYERS and not model.config.is_decoder:
+            return readout(model, _bert_states(model, batch, layout, first_only=True), one_each(layout))
         return readout(model, ragged_hidden(model, batch, layout), layout)
     import torch
 
@@ -171,6 +173,8 @@ def pool(hidden_TD: Tensor, layout: Layout, pooling: Pooling) -> Tensor:
 
 def ragged_hidden(model: PreTrainedModel, batch: Batch, layout: Layout) -> Tensor:
     """Run the encoder or decoder without its head on a flat batch; returns the last hidden states, [T, D]."""
+    if model.config.model_type in BERT_LAYERS and not model.config.is_decoder:
+        return _bert_states(model, batch, layout, first_only=False)
     inputs = _inputs(model, batch, layout)
     options = {"use_cache": False} if model.config.model_type in DECODERS else {}
     return model.base_model(**inputs, **options, ragged_layout=layout).last_hidden_state[0]  # type: ignore[no-any-return]
@@ -186,24 +190,45 @@ def _inputs(model: PreTrainedModel, batch: Batch, layout: Layout) -> dict[str, T
     return inputs
 
 
-def _first_states(model: Any, batch: Batch, layout: Layout) -> Tensor:
-    """Return the last hidden state of each sequence's first token, [B, D].
+def _bert_states(model: Any, batch: Batch, layout: Layout, *, first_only: bool) -> Tensor:
+    """Return the last hidden states of an encoder of BERT's layers, [T, D], or each sequence's first one only, [B, D].
 
-    The head reads nothing else, so the top layer computes nothing else: keys and values of every token, but one query,
-    one projection and one feed-forward a sequence. With six layers that saves a seventh of all products.
+    A head that reads nothing else needs no more of the top layer: keys and values of every token, but one query, one
+    projection and one feed-forward a sequence. With six layers that saves a seventh of all products.
     """
-    hidden = model.base_model.embeddings(**_inputs(model, batch, layout))
-    *lower, top = model.base_model.encoder.layer
-    for layer in lower:
-        hidden = layer(hidden, ragged_layout=layout)
-    attention, first = top.attention.self, hidden.index_select(1, layout.starts)
+    states = model.base_model.embeddings(**_inputs(model, batch, layout))[0]
+    layers = list(model.base_model.encoder.layer)
+    for layer in layers:
+        first = layout.starts if first_only and layer is layers[-1] else None
+        states = _bert_layer(layer, states, layout, first)
+    return states  # type: ignore[no-any-return]
+
+
+def _bert_layer(layer: Any, states: Tensor, layout: Layout, first: Tensor | None) -> Tensor:
+    """Run one layer, in one piece where it can be."""
+    import torch
+
+    attention, output = layer.attention.self, layer.attention.output
+    if states.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+        from finesmith.models.bert_layer import LayerRule, layer_states, weights_of
+
+        weights = weights_of(layer)
+        if weights is not None:
+            epsilons = output.LayerNorm.eps, layer.output.LayerNorm.eps
+            dropouts = (attention.dropout.p, output.dropout.p) if layer.training else (0.0, 0.0)
+            heads = attention.num_attention_heads
+            rule = LayerRule(layout.groups, heads, epsilons, dropouts[0], dropouts[1], first)
+            return layer_states(states, weights, rule)
+    if first is None:
+        return layer(states[None], ragged_layout=layout)[0]  # type: ignore[no-any-return]
+    hidden, rows = states[None], states[None].index_select(1, first)
 
     def by_head(projected: Tensor) -> Tensor:
         return projected.unflatten(2, (attention.num_attention_heads, -1)).transpose(1, 2)  # type: ignore[no-untyped-call,no-any-return]
 
     context, _ = ragged_attention(
         attention,
-        by_head(attention.query(first)),
+        by_head(attention.query(rows)),
         by_head(attention.key(hidden)),
         by_head(attention.value(hidden)),
         None,
@@ -211,7 +236,7 @@ def _first_states(model: Any, batch: Batch, layout: Layout) -> Tensor:
         scaling=attention.scaling,
         dropout=attention.dropout.p if attention.training else 0.0,
     )
-    return top.feed_forward_chunk(top.attention.output(context.flatten(2), first))[0]  # type: ignore[no-any-return]
+    return layer.feed_forward_chunk(output(context.flatten(2), rows))[0]  # type: ignore[no-any-return]
 
 
 def padded(network: Network, batch: Batch) -> dict[str, Tensor]:

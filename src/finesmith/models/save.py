@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 def save_classifier(network: Network, folder: Path) -> None:
     """Save the trained module (a whole model, or an adapter in peft's form) and its tokenizer."""
+    from finesmith.models.native import as_transformers
+
     folder.mkdir(parents=True, exist_ok=True)
+    as_transformers(network)
     with standard_attention(network):
         network.module.save_pretrained(folder)  # type: ignore[operator]
         if network.module is not network.classifier:
@@ -48,7 +51,10 @@ def save_features(
     """
     from safetensors.torch import save_file
 
+    from finesmith.models.native import as_transformers
+
     folder.mkdir(parents=True, exist_ok=True)
+    as_transformers(network)
     with standard_attention(network):
         network.classifier.base_model.save_pretrained(folder)  # type: ignore[operator]
     network.tokenizer.save_pretrained(folder)

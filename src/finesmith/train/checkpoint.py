@@ -33,6 +33,8 @@ from finesmith.train.checkpoint_files import (
 if TYPE_CHECKING:
     import torch
 
+    from finesmith.train.adamw import Optimizer
+
 FORMAT = 1
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 MANIFEST_LIMIT = 64 * 2**20
@@ -377,7 +379,7 @@ def _short(value: str | None) -> str:
 
 
 def flatten_optimizer(
-    optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, torch.Tensor]]
+    optimizer: Optimizer, named_parameters: Iterable[tuple[str, torch.Tensor]]
 ) -> tuple[dict[str, torch.Tensor], dict[str, JSON]]:
     """Return an optimiser's state as tensors and JSON, by parameter name; the tensors are not copied.
 
@@ -415,7 +417,7 @@ def flatten_optimizer(
 
 
 def restore_optimizer(
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     named_parameters: Iterable[tuple[str, torch.Tensor]],
     tensors: Mapping[str, torch.Tensor],
     state: Mapping[str, Any],

@@ -12,9 +12,9 @@ from finesmith.train.optimiser import Schedule, set_rate
 from finesmith.train.step import LossSum, backward, clip_gradients
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
+    from finesmith.train.adamw import Optimizer
     from finesmith.types import Batch
 
 
@@ -49,7 +49,7 @@ class Plan:
 def train(
     module: nn.Module,
     loss_sum: LossSum,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     schedule: Schedule,
     plan: Plan,
     *,

@@ -13,8 +13,9 @@ from finesmith.train.optimiser import set_rate
 from finesmith.train.step import LossSum, backward, clip_gradients
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
+
+    from finesmith.train.adamw import Optimizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class RangeTest:
 def range_test(
     module: nn.Module,
     loss_sum: LossSum,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     plan: Plan,
     *,
     lowest: float = 1e-6,
@@ -83,7 +84,7 @@ def range_test(
 def _ramp(
     module: nn.Module,
     loss_sum: LossSum,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     plan: Plan,
     lowest: float,
     highest: float,

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
+
+    from finesmith.train.adamw import Optimizer
 
 ScheduleName = Literal["linear", "cosine", "constant", "plateau"]
 
@@ -46,13 +47,6 @@ def layer_scales(depths: Mapping[str, int], decay: float) -> dict[str, float]:
     """
     top = max(depths.values(), default=0)
     return {name: decay ** (top - depth) for name, depth in depths.items()}
-
-
-def adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
-    """Return AdamW (Loshchilov and Hutter, arXiv:1711.05101) over the groups, with its fused kernel."""
-    import torch
-
-    return torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, fused=True)
 
 
 @dataclass(slots=True)
@@ -95,7 +89,7 @@ class Schedule:
         return True
 
 
-def set_rate(optimizer: torch.optim.Optimizer, multiplier: float) -> float:
+def set_rate(optimizer: Optimizer, multiplier: float) -> float:
     """Set every group's learning rate to its base times `multiplier`; return the highest."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * multiplier

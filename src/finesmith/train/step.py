@@ -60,7 +60,11 @@ def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> float:
     """
     import torch
 
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True))
-    if not math.isfinite(norm):
-        raise DivergenceError(f"the gradient's norm is {norm}")
-    return norm
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+    value = float(norm)
+    if not math.isfinite(value):
+        raise DivergenceError(f"the gradient's norm is {value}")
+    if value > max_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm, foreach=True)
+    return value

@@ -63,17 +63,14 @@ def check(recipe: Recipe, *, listeners: Sequence[Listener] = ()) -> dict[str, An
 
 def prepared(recipe: Recipe, run: Run) -> tuple[Prepared, Setup]:
     """Prepare data and network as `tune` does."""
-    from finesmith.data.language import preload
-    from finesmith.models.load import find, load_tokenizer
-    from finesmith.workflows.prepare import prepare
-    from finesmith.workflows.setup import longest_sequence, require_known, set_up
+    from finesmith.workflows.ahead import Ahead
+    from finesmith.workflows.setup import set_up
 
-    preload()
-    base = find(recipe.model.base, recipe.model.revision)
-    tokenizer = load_tokenizer(base)
-    require_known(base, tokenizer)
-    data = prepare(recipe, run, tokenizer, longest=longest_sequence(base, tokenizer))
-    return data, set_up(recipe, run, data, base, tokenizer)
+    with Ahead(recipe, run) as ahead:
+        base, tokenizer, data = ahead.data()
+        setup = set_up(recipe, run, data, base, tokenizer)
+        ahead.finish()
+    return data, setup
 
 
 def preflight(recipe: Recipe, data: Prepared, setup: Setup) -> list[Probed]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -68,12 +69,11 @@ def untouched(recipe: Recipe, data: Prepared, setup: Setup) -> Setup:
     Baselines speak for the base model, and are made when this run's own network has been tuned.
     """
     from finesmith.data.tokens import tokenize
-    from finesmith.models.load import load_tokenizer
-    from finesmith.workflows.setup import load_network, weights_key
+    from finesmith.workflows.setup import load_network, open_tokenizer, weights_key
 
     if recipe.method.name == "features":
         return setup
-    tokenizer = load_tokenizer(setup.base)
+    tokenizer = open_tokenizer(recipe, setup.base)
     network, _ = load_network(recipe, data, setup.base, tokenizer, setup.device)
     tokens = setup.tokens
     if setup.added_words:
@@ -87,12 +87,12 @@ def _key(setup: Setup) -> str:
     import numpy as np
     import torch
 
-    from finesmith.models.load import load_config
+    from finesmith.models.native_config import config_of
 
     attention = "ragged" if setup.network.ragged else "padded"
     where = f"{setup.device.device} {setup.device.threads} threads torch {torch.__version__}"
-    config = load_config(setup.base).to_json_string()
-    digest = hashlib.sha256(f"embeddings 3 {setup.weights_key} {setup.pooling} {attention} {where} {config}".encode())
+    config = f"{type(setup.network.classifier).__name__} {json.dumps(config_of(setup.base).to_dict(), default=str)}"
+    digest = hashlib.sha256(f"embeddings 4 {setup.weights_key} {setup.pooling} {attention} {where} {config}".encode())
     for column in (setup.tokens.tokens, setup.tokens.offsets, setup.tokens.segments):
         digest.update(b"none" if column is None else np.ascontiguousarray(column).data)
     return digest.hexdigest()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from finesmith.recipe import Recipe
     from finesmith.run import Run
+    from finesmith.train.adamw import Optimizer
     from finesmith.train.checkpoint import Checkpoint
     from finesmith.train.loop import Plan
     from finesmith.types import Batch
@@ -54,7 +55,7 @@ class _Session:
     step: the last one done; due: it is to be evaluated and was not yet; saved: the step of the last checkpoint.
     """
 
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     schedule: Any
     stopper: EarlyStopping
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -73,13 +74,23 @@ class _Session:
         return self.earlier + time.perf_counter() - self.began
 
 
-def fit(recipe: Recipe, run: Run, data: Prepared, setup: Setup, checkpoint: Checkpoint | None) -> Fitted:
-    """Tune by the recipe's method, from `checkpoint` where there is one.
+def fit(
+    recipe: Recipe,
+    run: Run,
+    data: Prepared,
+    setup: Setup,
+    checkpoint: Checkpoint | None,
+    *,
+    begun: Callable[[], None] = lambda: None,
+) -> Fitted:
+    """Tune by the recipe's method, from `checkpoint` where there is one; `begun` is called after the first step.
 
     A first signal that asks to stop is followed when the step is done and saved, a second one at once.
     Raises DivergenceError on a loss or gradient that is not finite; what was saved before stays.
     """
     began = time.perf_counter()
+    if recipe.method.name == "features" or checkpoint is not None:
+        begun()
     if recipe.method.name == "features":
         return _features(run, data, setup, began)
     if recipe.method.name == "head_then_full" and checkpoint is None:
@@ -95,7 +106,7 @@ def fit(recipe: Recipe, run: Run, data: Prepared, setup: Setup, checkpoint: Chec
     stopped = session.stopper.exhausted and start < plan.steps
     if not stopped:
         with naming_rows(data.where):
-            stopped = _train(recipe, run, data, setup, session, plan, loss_sum)
+            stopped = _train(recipe, run, data, setup, session, plan, loss_sum, begun)
     session.optimizer.zero_grad(set_to_none=True)
     _restore_best(run, setup, session)
     run.record("trained", best_step=session.stopper.best_step, steps=plan.steps, stopped_early=stopped)
@@ -151,10 +162,11 @@ def loss_of(data: Prepared, setup: Setup) -> Callable[[Batch], tuple[torch.Tenso
     return loss_sum
 
 
-def new_optimizer(recipe: Recipe, setup: Setup, learning_rate: float) -> torch.optim.Optimizer:
-    """Return AdamW over what is trainable, with the recipe's decay and per-layer rates."""
+def new_optimizer(recipe: Recipe, setup: Setup, learning_rate: float) -> Optimizer:
+    """Return Optimizer over what is trainable, with the recipe's decay and per-layer rates."""
     from finesmith.models.layers import depths
-    from finesmith.train.optimiser import adamw, layer_scales, parameter_groups
+    from finesmith.train.adamw import AdamW
+    from finesmith.train.optimiser import layer_scales, parameter_groups
 
     scales = None
     if recipe.method.layer_decay < 1:
@@ -164,7 +176,7 @@ def new_optimizer(recipe: Recipe, setup: Setup, learning_rate: float) -> torch.o
     groups = parameter_groups(
         setup.network.module, learning_rate=learning_rate, weight_decay=recipe.train.weight_decay, scales=scales
     )
-    return adamw(groups)
+    return AdamW(groups)
 
 
 def _open(recipe: Recipe, setup: Setup, plan: Plan, checkpoint: Checkpoint | None) -> _Session:
@@ -217,6 +229,7 @@ def _train(
     session: _Session,
     plan: Plan,
     loss_sum: Callable[[Batch], tuple[torch.Tensor, int]],
+    begun: Callable[[], None],
 ) -> bool:
     """Run the loop, evaluating, saving and stopping between its steps; return whether it stopped early."""
     from finesmith.train.loop import train
@@ -233,6 +246,8 @@ def _train(
                 session.loss_sum, session.loss_steps = session.loss_sum + step.loss, session.loss_steps + 1
                 session.step, session.due = step.step, step.step % every == 0 or step.step == plan.steps
                 run.record("step", total=plan.steps, **asdict(step))
+                if step.step == 1:
+                    begun()
                 stopping.here()
                 if session.due and _between(recipe, run, data, setup, session, plan, stopping):
                     return True

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from finesmith.aside import Aside
 from finesmith.errors import DataError, RunError
 from finesmith.types import SPLITS, Examples, Finding, Split
 from finesmith.workflows.rows import Rows, is_blank, name_labels, naming, read_labels, read_rows
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from finesmith.data.clean import Cleaning
     from finesmith.data.infer import ColumnProfile, Columns
     from finesmith.data.near_duplicates import Clusters
+    from finesmith.data.tokens import Tokens
     from finesmith.recipe import Recipe
     from finesmith.run import Run
     from finesmith.tasks.protocol import Options, Task
@@ -52,14 +54,16 @@ class Prepared:
     """Examples ready for a model.
 
     examples: all that were kept, in file order; positions: int64 [n], which of them belong to each split; targets: of
-    train and validation (of test only in `test`, sealed); where: the file and row of each id, for messages; why: the
-    reason for each inferred recipe key.
+    train and validation (of test only in `test`, sealed); tokens: those of the examples where they follow from what
+    the audit counted; where: the file and row of each id, for messages; findings: of the checks that were waited for;
+    why: the reason for each inferred recipe key.
     """
 
     examples: Examples
     positions: Mapping[Split, npt.NDArray[np.int64]]
     targets: Mapping[Split, Array]
     test: SealedTest
+    tokens: Tokens | None
     task: Task
     columns: Columns
     cleaning: Cleaning
@@ -74,7 +78,8 @@ class _Audited:
     """Cleaned examples and what the audit did to them.
 
     examples: those kept; kept: int64, their positions among all; joined: each text as copies are compared; clusters:
-    which of all belong together; limit: the most tokens a sequence may have, and why; fixes: what was mended.
+    which of all belong together; limit: the most tokens a sequence may have, and why; tokens: of those kept; fixes:
+    what was mended; rest: runs the checks that change no row.
     """
 
     examples: Examples
@@ -83,10 +88,12 @@ class _Audited:
     joined: Sequence[str]
     clusters: Clusters
     limit: tuple[int, str]
+    tokens: Tokens | None
     findings: tuple[Finding, ...]
     flow: list[dict[str, Any]]
     fixed: dict[str, int]
     cleaned: dict[str, int]
+    rest: Callable[[], tuple[Finding, ...]]
 
     @property
     def fixes(self) -> list[str]:
@@ -94,10 +101,14 @@ class _Audited:
         return [found.kind for found in self.findings if found.action == "fix"]
 
 
-def prepare(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, longest: int) -> Prepared:
+def prepare(
+    recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, longest: int
+) -> tuple[Prepared, Callable[[], tuple[Finding, ...]]]:
     """Read, clean, audit and split the data of a recipe; every row is accounted for in data.json.
 
-    `longest` is the most tokens that the model can take. Raises DataError for anything the data cannot give.
+    The function returned beside the data runs the checks that take their time and change no row; nothing has to wait
+    for them, and `tell_findings` tells what they find. `longest` is the most tokens that the model can take. Raises
+    DataError for anything the data cannot give.
     """
     rows = read_rows(recipe)
     for sentence in rows.said():
@@ -140,10 +151,15 @@ def prepare(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, lon
     run.write_json("data.json", summary)
     _write_splits(run, rows, audited.keep, dict(zip(examples.ids.tolist(), splits, strict=True)))
     test = SealedTest(targets.pop("test"))
-    return Prepared(
-        examples, positions, targets, test, task, rows.columns, _with_fixes(_cleaning(recipe), audited.fixes),
-        rows.where, audited.findings, summary, why,
+    prepared = Prepared(
+        examples, positions, targets, test, audited.tokens, task, rows.columns,
+        _with_fixes(_cleaning(recipe), audited.fixes), rows.where, audited.findings, summary, why,
     )  # fmt: skip
+    return prepared, audited.rest
+
+
+# Copies among so few rows are found before a process could begin to look for them.
+FEW_ROWS = 2000
 
 
 def _audit(
@@ -156,26 +172,29 @@ def _audit(
     longest: int,
 ) -> _Audited:
     """Clean the rows, look for faults, and do about each what the recipe says."""
-    from finesmith.data.audit import apply, audit
+    from finesmith.data.audit import CHECKS, apply, audit, can_wait
     from finesmith.data.near_duplicates import cluster, normalise
+    from finesmith.data.shorten import shorten
 
     labels = read_labels(rows.examples.labels or (), kind.label_kind)
     labels = name_labels(labels, kind.label_kind, options.separator)
     cleaned, changed = _clean(replace(rows.examples, labels=labels), _cleaning(recipe))
     joined = [normalise(text) for text in _joined(cleaned)]
-    clusters = cluster(joined)
-    lengths, limit = _lengths(cleaned, tokenizer, recipe, longest)
-    findings = audit(
-        cleaned,
-        clusters=clusters,
-        kind=kind.label_kind,
-        splits=_complete(rows.given),
-        lengths=lengths.tolist(),
-        max_length=limit[0],
-        actions=recipe.data.audit.model_dump(),
-    )
-    run.write_json("audit.json", {"findings": [_finding(finding) for finding in findings]})
-    _announce(run, findings)
+    actions = recipe.data.audit.model_dump()
+    waiting = can_wait(actions)
+    with Aside(lambda _: cluster(joined), here=len(joined) < FEW_ROWS) as copies:
+        tokens, limit = _lengths(cleaned, tokenizer, recipe, longest)
+        look: dict[str, Any] = {
+            "clusters": copies.result,
+            "kind": kind.label_kind,
+            "splits": _complete(rows.given),
+            "lengths": tokens.original_lengths.tolist(),
+            "max_length": limit[0],
+            "actions": actions,
+        }
+        findings = audit(cleaned, **look, kinds=set(CHECKS) - waiting)
+        clusters = copies.result()
+    tell_findings(run, (), findings)
     with naming(rows.file):
         applied = apply(findings, cleaned, fixers={f.kind: _fixer(f.kind) for f in findings if f.action == "fix"})
     kept = applied.keep.nonzero()[0]
@@ -184,9 +203,12 @@ def _audit(
     flow += [{"stage": f"dropped: {name}", "rows": -count} for name, count in applied.dropped.items()]
     _refuse_none(rows, len(kept), applied.dropped)
     _refuse_unreadable(rows, findings)
+    examples = whole.take(kept)
+    cut = shorten(tokens, examples.texts, tokenizer, rows=kept, max_length=limit[0]) if not applied.fixed else None
     return _Audited(
-        whole.take(kept), kept, applied.keep, joined, clusters, limit, findings, flow, dict(applied.fixed), changed
-    )
+        examples, kept, applied.keep, joined, clusters, limit, cut, findings, flow, dict(applied.fixed), changed,
+        lambda: audit(cleaned, **look, kinds=waiting),
+    )  # fmt: skip
 
 
 def _task_class(recipe: Recipe, rows: Rows) -> tuple[type[Task], str]:
@@ -260,26 +282,27 @@ def _complete(given: Sequence[Split | None]) -> list[str] | None:
 
 def _lengths(
     examples: Examples, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, longest: int
-) -> tuple[npt.NDArray[np.integer[Any]], tuple[int, str]]:
-    """Return each text's length in tokens, and the most that a sequence may have with the reason."""
+) -> tuple[Tokens, tuple[int, str]]:
+    """Return each text's tokens, uncut, and the most that a sequence may have with the reason."""
     import numpy as np
 
     from finesmith.data.tokens import tokenize
     from finesmith.workflows.setup import cache_folder
 
     cache = cache_folder(recipe)
-    lengths = tokenize(examples.texts, examples.pairs, tokenizer, max_length=None, cache=cache).original_lengths
+    tokens = tokenize(examples.texts, examples.pairs, tokenizer, max_length=None, cache=cache)
+    lengths = tokens.original_lengths
     if recipe.data.max_length is not None:
         if recipe.data.max_length > longest:
             raise DataError(
                 f"data.max_length is {recipe.data.max_length}, but the base model takes at most {longest} tokens; "
                 f"expected 4 to {longest}"
             )
-        return lengths, (recipe.data.max_length, "named in the recipe")
+        return tokens, (recipe.data.max_length, "named in the recipe")
     usual = int(np.quantile(lengths, 0.999, method="higher")) if len(lengths) else longest
     chosen = min(longest, max(usual, 8))
     reason = "the model's limit" if chosen == longest else "99.9 percent of the texts are no longer"
-    return lengths, (chosen, reason)
+    return tokens, (chosen, reason)
 
 
 def _split(recipe: Recipe, rows: Rows, audited: _Audited, task: Task) -> tuple[list[Split], list[str]]:
@@ -351,8 +374,14 @@ def _finding(finding: Finding) -> dict[str, Any]:
     return {**fields, "count": len(finding.ids), "ids": list(finding.ids[:1000])}
 
 
-def _announce(run: Run, findings: Sequence[Finding]) -> None:
-    for finding in findings:
+def tell_findings(run: Run, before: Sequence[Finding], new: Sequence[Finding]) -> None:
+    """Write down what the audit found, before and now, and say aloud what is new and needs a person's eye."""
+    from finesmith.data.audit import CHECKS
+
+    order = list(CHECKS)
+    every = sorted((*before, *new), key=lambda found: order.index(found.kind))
+    run.write_json("audit.json", {"findings": [_finding(finding) for finding in every]})
+    for finding in new:
         if finding.severity != "info":
             did = "" if finding.action == "keep" else f" [{finding.action}]"
             run.record(

@@ -48,12 +48,24 @@ class Setup:
     why: dict[str, str]
 
 
+def open_tokenizer(recipe: Recipe, base: Base) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of the base model, without transformers where that can be.
+
+    Raises ModelError where there is none or it cannot be read.
+    """
+    from finesmith.models.load import load_tokenizer
+    from finesmith.models.native_tokenizer import native_tokenizer
+
+    found = None if recipe.data.domain_words else native_tokenizer(base)
+    return found or load_tokenizer(base)
+
+
 def longest_sequence(base: Base, tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the most tokens a sequence may have: the least of what the model's parts and its tokenizer allow."""
     from finesmith.models.forward import OFFSET_POSITIONS
-    from finesmith.models.load import load_config
+    from finesmith.models.native_config import config_of
 
-    config = load_config(base).get_text_config()
+    config = config_of(base).get_text_config()
     limits = [int(tokenizer.model_max_length)]
     declared = config.to_dict().get("max_position_embeddings") or config.to_dict().get("n_positions")
     if declared:
@@ -97,6 +109,7 @@ def set_up(
     """
     from finesmith.data.tokens import tokenize
     from finesmith.models.dropout import quicken_dropout
+    from finesmith.models.embedding import keep_gradients
 
     device = _device(recipe, threads)
     network, report = load_network(recipe, data, base, tokenizer, device)
@@ -104,11 +117,14 @@ def set_up(
     words = _add_words(recipe, run, data, network)
     max_length = int(data.summary["max_length"])
     cache = cache_folder(recipe)
-    tokens = tokenize(data.examples.texts, data.examples.pairs, tokenizer, max_length=max_length, cache=cache)
+    tokens = data.tokens if not words else None
+    if tokens is None:
+        tokens = tokenize(data.examples.texts, data.examples.pairs, tokenizer, max_length=max_length, cache=cache)
     run.write_json("data.json", {**data.summary, "tokens": {**tokens.summary(), "added_words": words}})
     options = _apply_method(recipe, network)
     if device.device == "cpu":
         quicken_dropout(network.module)
+        keep_gradients(network.module)
     why = dict(data.why)
     metric = _metric(recipe, data, why)
     rate = _learning_rate(recipe, report, why)
@@ -159,19 +175,38 @@ def load_network(
     import torch
 
     from finesmith.models.load import load_classifier
+    from finesmith.models.native import native_classifier
 
     head = data.task.head
+    wanted: dict[str, Any] = {
+        "outputs": head.outputs,
+        "problem": head.problem,
+        "labels": head.labels,
+        "seed": recipe.train.seed,
+        "dropout": recipe.model.dropout,
+    }
+    if _may_be_native(recipe, device):
+        native = native_classifier(base, tokenizer, **wanted)
+        if native is not None:
+            return native
     return load_classifier(
         base,
         tokenizer,
-        outputs=head.outputs,
-        problem=head.problem,
-        labels=head.labels,
-        seed=recipe.train.seed,
-        dropout=recipe.model.dropout,
+        **wanted,
         attention=recipe.model.attention,
         dtype=torch.float32,
         device=device.device,
+    )
+
+
+def _may_be_native(recipe: Recipe, device: Device) -> bool:
+    """Whether nothing in the recipe needs transformers' own modules: an adapter, added words, padding, a GPU."""
+    return (
+        device.device == "cpu"
+        and device.dtype == "float32"
+        and recipe.method.name != "lora"
+        and recipe.model.attention != "padded"
+        and not recipe.data.domain_words
     )
 
 
@@ -372,9 +407,9 @@ def dropout_of(network: Network) -> dict[str, float]:
 
 def require_known(base: Base, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise ModelError when the tokenizer makes ids that the model has no vectors for."""
-    from finesmith.models.load import load_config
+    from finesmith.models.native_config import config_of
 
-    rows, words = load_config(base).get_text_config().vocab_size, len(tokenizer)
+    rows, words = config_of(base).get_text_config().vocab_size, len(tokenizer)
     if words > rows:
         raise ModelError(
             f"the tokenizer of {base.name} knows {words:,} tokens, but the model has {rows:,} vectors; "

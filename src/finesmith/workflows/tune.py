@@ -73,14 +73,12 @@ def resume(folder: str, *, force: bool = False, listeners: Sequence[Listener] = 
 
 def _story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
     """Prepare, load, train, baselines, compare, finish."""
-    from finesmith.models.load import find, load_tokenizer
-    from finesmith.train.checkpoint import require_same
-    from finesmith.workflows.baselines import fit_baselines, require_rival
+    from finesmith.workflows.ahead import Ahead
+    from finesmith.workflows.baselines import fit_baselines
     from finesmith.workflows.compare import compare
     from finesmith.workflows.finish import finish
     from finesmith.workflows.fit import fit
-    from finesmith.workflows.prepare import prepare
-    from finesmith.workflows.setup import fingerprint, longest_sequence, require_known, set_up
+    from finesmith.workflows.setup import set_up
 
     if earlier is None:
         run.write_text(
@@ -88,30 +86,17 @@ def _story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
             to_yaml(with_absolute_paths(recipe), header="As given; the run stopped before it was resolved."),
         )
     enter(run, "data", earlier)
-    base = find(recipe.model.base, recipe.model.revision)
-    tokenizer = load_tokenizer(base)
-    require_known(base, tokenizer)
-    data = prepare(recipe, run, tokenizer, longest=longest_sequence(base, tokenizer))
-    if earlier is not None:
-        data.summary["reasons"] = earlier.reasons
+    with Ahead(recipe, run) as ahead:
+        base, tokenizer, data = ahead.data()
+        if earlier is not None:
+            data.summary["reasons"] = earlier.reasons
 
-    enter(run, "model", earlier)
-    setup = set_up(recipe, run, data, base, tokenizer, threads=earlier.threads if earlier else None)
-    run.record("note", message=setup.tokens.told())
-    if recipe.train.learning_rate == "auto":
-        _find_learning_rate(recipe, run, data, setup)
-    resolved = resolve(recipe, data, setup)
-    setup.fingerprint = fingerprint(resolved, data, setup)
-    if earlier is not None and earlier.conditions is not None:
-        require_same(earlier.conditions, setup.fingerprint)
+        enter(run, "model", earlier)
+        setup = set_up(recipe, run, data, base, tokenizer, threads=earlier.threads if earlier else None)
+        resolved = _settle(recipe, run, data, setup, earlier)
 
-    require_rival(resolved, data, setup)
-    run.update(task=data.task.name, fingerprint=setup.fingerprint)
-    if earlier is None or flatten(resolved) != flatten(recipe):
-        _save_recipe(resolved, run, setup)
-
-    enter(run, "training", earlier)
-    fitted = fit(resolved, run, data, setup, earlier.checkpoint if earlier else None)
+        enter(run, "training", earlier)
+        fitted = fit(resolved, run, data, setup, earlier.checkpoint if earlier else None, begun=ahead.finish)
 
     enter(run, "baselines", earlier)
     baselines = fit_baselines(resolved, run, data, setup)
@@ -122,6 +107,26 @@ def _story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
     enter(run, "saving", earlier)
     finish(resolved, run, data, setup, fitted)
     run.record("verdict", conclusion=verdict["conclusion"], better=verdict["better"])
+
+
+def _settle(recipe: Recipe, run: Run, data: Prepared, setup: Setup, earlier: Earlier | None) -> Recipe:
+    """Return the recipe with nothing open in it, written down; refuse what cannot be judged or gone on with."""
+    from finesmith.train.checkpoint import require_same
+    from finesmith.workflows.baselines import require_rival
+    from finesmith.workflows.setup import fingerprint
+
+    run.record("note", message=setup.tokens.told())
+    if recipe.train.learning_rate == "auto":
+        _find_learning_rate(recipe, run, data, setup)
+    resolved = resolve(recipe, data, setup)
+    setup.fingerprint = fingerprint(resolved, data, setup)
+    if earlier is not None and earlier.conditions is not None:
+        require_same(earlier.conditions, setup.fingerprint)
+    require_rival(resolved, data, setup)
+    run.update(task=data.task.name, fingerprint=setup.fingerprint)
+    if earlier is None or flatten(resolved) != flatten(recipe):
+        _save_recipe(resolved, run, setup)
+    return resolved
 
 
 def name_of(recipe: Recipe) -> str:
