@@ -11,6 +11,7 @@ from finesmith.run import Listener, read_json, read_state
 
 if TYPE_CHECKING:
     from finesmith.workflows.apply import TunedModel
+    from finesmith.workflows.language.apply import TunedLanguageModel
 
 
 class TunedRun:
@@ -19,7 +20,7 @@ class TunedRun:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.state = read_state(self.folder)
-        self._model: TunedModel | None = None
+        self._model: TunedModel | TunedLanguageModel | None = None
 
     def __repr__(self) -> str:
         return f"TunedRun({str(self.folder)!r}, {self.state})"
@@ -43,7 +44,7 @@ class TunedRun:
         return self.folder / "report.html"
 
     @property
-    def model(self) -> TunedModel:
+    def model(self) -> TunedModel | TunedLanguageModel:
         """The tuned model.
 
         Raises RunError when the run has not finished.
@@ -69,7 +70,7 @@ class TunedRun:
                     raise TypeError(f"predict takes texts; number {position} is a {type(text).__name__}")
         if not texts:
             return []
-        columns = self.model.task.columns(self.model.outputs(list(texts), None if pairs is None else list(pairs)))
+        columns = self.model.predict(list(texts), None if pairs is None else list(pairs))
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def evaluate(

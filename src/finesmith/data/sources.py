@@ -158,7 +158,7 @@ def _file(path: Path, name: str, encoding: str | None, commas: bool) -> _Part:
         if _is_empty(path, name):
             raise DataError(f"{name} is empty (0 bytes); make or copy the file again")
         table, notes = read_parquet(path, name) if form == "parquet" else read_xlsx(path, name)
-        return _Part(table, Origin(name, form, None, table.num_rows, 0, _sha256(path), tuple(notes)))
+        return _Part(table, Origin(name, form, None, table.num_rows, 0, sha256(path), tuple(notes)))
     data = load_bytes(path, name)
     if form in ("csv", "tsv") and encoding is None and b"\0" not in data:
         # Empty lines at the end are dropped anyway; cut off here, they cost no second copy of the text.
@@ -170,7 +170,7 @@ def _file(path: Path, name: str, encoding: str | None, commas: bool) -> _Part:
     else:
         table, notes = {"json": read_json, "jsonl": read_jsonl, "txt": read_text}[form](decoded.text, name)
     notes = [*decoded.notes, *notes]
-    origin = Origin(name, form, decoded.encoding, table.num_rows, 0, _sha256(path), tuple(notes))
+    origin = Origin(name, form, decoded.encoding, table.num_rows, 0, sha256(path), tuple(notes))
     return _Part(table, origin, untyped=form in ("csv", "tsv"))
 
 
@@ -182,7 +182,8 @@ def _is_empty(path: Path, name: str) -> bool:
         raise DataError(f"{name}: cannot be read ({error.strerror or error}); make the file readable") from None
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -196,13 +197,13 @@ def _class_parts(classes: Sequence[folders.ClassFiles], encoding: str | None) ->
             path = each.files[0]
             decoded = decode(load_bytes(path, str(path)), str(path), encoding)
             texts, notes = read_text(decoded.text, str(path))
-            name, digest, encodings = str(path), _sha256(path), [decoded.encoding]
+            name, digest, encodings = str(path), sha256(path), [decoded.encoding]
             column, notes = texts["text"], [*decoded.notes, *notes, f"class {each.label!r}: one text per line"]
         else:
             digest_of_all, encodings, whole = hashlib.sha256(), [], []
             for path in each.files:
                 decoded = decode(load_bytes(path, str(path)), str(path), encoding)
-                digest_of_all.update(f"{path.name} {_sha256(path)}\n".encode())
+                digest_of_all.update(f"{path.name} {sha256(path)}\n".encode())
                 encodings.append(decoded.encoding)
                 whole.append(decoded.text)
             name, digest = str(each.files[0].parent), digest_of_all.hexdigest()

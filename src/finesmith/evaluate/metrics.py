@@ -30,6 +30,12 @@ METRICS: dict[Kind, tuple[str, ...]] = {
     "number": ("rmse", "mae", "spearman", "pearson", "r2"),
 }
 
+# Of words and texts, each from sums over rows: `measurement` says how.
+MEASURED = (
+    "span_f1", "span_precision", "span_recall", "token_accuracy", "bits_per_byte", "perplexity", "pseudo_perplexity",
+    "final_number_match", "exact_match", "rouge_l", "chrf",
+)  # fmt: skip
+
 HIGHER_IS_BETTER: dict[str, bool] = {
     "accuracy": True,
     "macro_f1": True,
@@ -45,6 +51,17 @@ HIGHER_IS_BETTER: dict[str, bool] = {
     "spearman": True,
     "pearson": True,
     "r2": True,
+    "span_f1": True,
+    "span_precision": True,
+    "span_recall": True,
+    "token_accuracy": True,
+    "bits_per_byte": False,
+    "perplexity": False,
+    "pseudo_perplexity": False,
+    "final_number_match": True,
+    "exact_match": True,
+    "rouge_l": True,
+    "chrf": True,
 }
 
 DISPLAY_NAMES: dict[str, str] = {
@@ -62,6 +79,17 @@ DISPLAY_NAMES: dict[str, str] = {
     "spearman": "Spearman correlation",
     "pearson": "Pearson correlation",
     "r2": "R²",
+    "span_f1": "span F1",
+    "span_precision": "span precision",
+    "span_recall": "span recall",
+    "token_accuracy": "word accuracy",
+    "bits_per_byte": "bits per byte",
+    "perplexity": "perplexity",
+    "pseudo_perplexity": "pseudo-perplexity",
+    "final_number_match": "final-number match",
+    "exact_match": "exact match",
+    "rouge_l": "ROUGE-L",
+    "chrf": "chrF",
 }
 
 

@@ -13,15 +13,15 @@ from finesmith.evaluate.statistics import (
     LEVEL,
     RESAMPLES,
     Comparison,
-    _resampled_means,
-    _transform,
-    _widening,
     mcnemar,
+    resampled_means,
     sign_flip,
     smallest_by_other_test,
     smallest_difference,
     smallest_share_difference,
+    transform,
     unit_sums,
+    widening,
 )
 from finesmith.types import Score
 
@@ -80,7 +80,7 @@ def interval(
     ends = []
     for quantile in np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]):
         inside = lowest < quantile < highest
-        reach = _widening(units) * (forward(float(quantile)) - forward(value)) if inside else 0.0
+        reach = widening(units) * (forward(float(quantile)) - forward(value)) if inside else 0.0
         ends.append(back(forward(value) + reach) if inside else float(quantile))
     return Score(value, min(ends), max(ends))
 
@@ -177,7 +177,7 @@ def _drawn(
 
     rows = len(measurements[0])
     units = unit_sums(np.column_stack([m.statistics for m in measurements]), groups)
-    sums = _resampled_means(units, rows, resamples, seed) * rows
+    sums = resampled_means(units, rows, resamples, seed) * rows
     parts = np.split(sums, len(measurements), axis=1)
     return [measurement.combine(part) for measurement, part in zip(measurements, parts, strict=True)]
 
@@ -186,7 +186,7 @@ def _gain_interval(gain: float, drawn: Floats, units: int) -> tuple[float, float
     import numpy as np
 
     quantiles = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    low, high = (gain + _widening(units) * (float(quantile) - gain) for quantile in quantiles)
+    low, high = (gain + widening(units) * (float(quantile) - gain) for quantile in quantiles)
     return low, high
 
 
@@ -198,5 +198,5 @@ def _scale(range: Range) -> tuple[Callable[[float], float], Callable[[float], fl
     lowest, highest = {"unit": (0.0, 1.0), "signed": (-1.0, 1.0), "positive": (0.0, inf), "below_one": (-inf, 1.0)}[
         range
     ]
-    forward, _, back = _transform(range)
+    forward, _, back = transform(range)
     return forward, back, lowest, highest

@@ -43,6 +43,17 @@ SCALES: dict[str, Scale] = {
     "rmse": "positive",
     "mae": "positive",
     "r2": "below_one",
+    "span_f1": "unit",
+    "span_precision": "unit",
+    "span_recall": "unit",
+    "token_accuracy": "unit",
+    "bits_per_byte": "positive",
+    "perplexity": "positive",
+    "pseudo_perplexity": "positive",
+    "final_number_match": "unit",
+    "exact_match": "unit",
+    "rouge_l": "unit",
+    "chrf": "unit",
 }
 
 # Metrics whose influence on rows of two models together is meaningful: those that compare no score across rows.
@@ -90,7 +101,7 @@ def bootstrap(
     if not parts:
         return scores
     units = unit_sums(np.column_stack(list(parts.values())), groups)
-    deviations = _resampled_means(units, len(targets), resamples, seed)
+    deviations = resampled_means(units, len(targets), resamples, seed)
     for position, name in enumerate(parts):
         value = values[name]
         if value is not None:
@@ -288,12 +299,12 @@ def _gain_interval(
 
     gain = float(differences.mean())
     units = unit_sums((differences - gain)[:, None], groups)
-    deviations = _resampled_means(units, len(differences), resamples, seed)[:, 0]
-    low, high = gain + _widening(len(units)) * np.quantile(deviations, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    deviations = resampled_means(units, len(differences), resamples, seed)[:, 0]
+    low, high = gain + widening(len(units)) * np.quantile(deviations, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return gain, float(low), float(high)
 
 
-def _resampled_means(units: Floats, rows: int, resamples: int, seed: int) -> Floats:
+def resampled_means(units: Floats, rows: int, resamples: int, seed: int) -> Floats:
     """Draw units with replacement; return [resamples, K]: column sums over the drawn units, divided by `rows`."""
     import numpy as np
 
@@ -314,7 +325,7 @@ def _chunks(resamples: int, units: int) -> list[int]:
     return [min(size, resamples - start) for start in range(0, resamples, size)]
 
 
-def _widening(units: int) -> float:
+def widening(units: int) -> float:
     """Return how much wider than bootstrap percentiles an interval from few units must be."""
     from scipy.stats import norm, t
 
@@ -327,19 +338,19 @@ def _widening(units: int) -> float:
 def _interval(name: str, value: float, deviations: Floats, units: int) -> Score:
     import numpy as np
 
-    forward, slope, back = _transform(SCALES[name])
+    forward, slope, back = transform(SCALES[name])
     if units < 2 or not np.isfinite(forward(value)) or not np.abs(deviations).max() > 1e-12:
         if name in ("accuracy", "subset_accuracy") and value in (0.0, 1.0) and units >= 2:
             # Clopper-Pearson where all rows agree
             bound = ((1 - LEVEL) / 2) ** (1 / units)
             return Score(value, bound, 1.0) if value else Score(value, 0.0, 1.0 - bound)
         return Score(value)
-    reach = _widening(units) * slope(value) * deviations
+    reach = widening(units) * slope(value) * deviations
     ends = [back(forward(value) + q) for q in np.quantile(reach, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])]
     return Score(value, float(min(ends)), float(max(ends)))
 
 
-def _transform(
+def transform(
     scale: Scale,
 ) -> tuple[Callable[[float], float], Callable[[float], float], Callable[[float], float]]:
     """Return (to the unbounded scale, its derivative, back); the ends of the range map to infinities."""

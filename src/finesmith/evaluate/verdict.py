@@ -13,6 +13,7 @@ from finesmith.evaluate.statistics import ALPHA, RESAMPLES, SCALES, Comparison, 
 from finesmith.types import Score
 
 if TYPE_CHECKING:
+    from finesmith.evaluate.measurement import Measurement
     from finesmith.evaluate.metrics import Array, Kind
 
 # A gain below this share of the metric's range (of the baseline's value where the metric has no range) is no reason
@@ -137,26 +138,76 @@ def judge(
     others = {name: checked(kind, targets, predictions)[1] for name, predictions in baselines.items()}
     standings = tuple(stand(name, predictions, seconds.get(name)) for name, predictions in others.items())
     champion = stand("fine-tuned", tuned, tuned_seconds)
-    rival = next(standing for standing in standings if standing.name == against)
-    for standing in (champion, rival):
-        if standing.score is None:
-            raise DataError(
-                f"{DISPLAY_NAMES[metric]} is undefined for {standing.name} on the {len(targets):,} test rows (only one "
-                "class, or all values equal): use a larger test split, another metric or another baseline"
-            )
+    _require_scores(metric, len(targets), champion, *(each for each in standings if each.name == against))
     higher = HIGHER_IS_BETTER[metric]
     comparison = paired(kind, metric, targets, tuned, others[against], higher, groups, resamples, seed)
+    return _verdict(task, metric, len(targets), standings, champion, against, comparison, overfitting)
+
+
+def judge_measured(
+    *,
+    task: str,
+    tuned: Measurement,
+    baselines: Mapping[str, Measurement],
+    against: str,
+    baseline_seconds: Mapping[str, float],
+    tuned_seconds: float,
+    overfitting: Overfitting | None,
+    groups: Sequence[object] | None,
+    seed: int,
+    resamples: int,
+) -> Verdict:
+    """Do what `judge` does for a metric that is a function of sums over the test rows.
+
+    Raises DataError when the metric is undefined on these rows, or the rows are too few to compare by it.
+    """
+    from finesmith.evaluate.paired import compare, interval
+
+    metric, rows = tuned.metric, len(tuned)
+    standings = tuple(
+        Standing(name, interval(measured, groups, resamples, seed), baseline_seconds.get(name))
+        for name, measured in baselines.items()
+    )
+    champion = Standing("fine-tuned", interval(tuned, groups, resamples, seed), tuned_seconds)
+    _require_scores(metric, rows, champion, *(each for each in standings if each.name == against))
+    try:
+        comparison = compare(tuned, baselines[against], groups, resamples, seed)
+    except ValueError as error:
+        raise DataError(f"{error}: use a larger test split, or another metric") from None
+    return _verdict(task, metric, rows, standings, champion, against, comparison, overfitting)
+
+
+def _require_scores(metric: str, rows: int, *standings: Standing) -> None:
+    for standing in standings:
+        if standing.score is None:
+            raise DataError(
+                f"{DISPLAY_NAMES[metric]} is undefined for {standing.name} on the {rows:,} test rows (only one "
+                "class, or all values equal): use a larger test split, another metric or another baseline"
+            )
+
+
+def _verdict(
+    task: str,
+    metric: str,
+    rows: int,
+    standings: tuple[Standing, ...],
+    champion: Standing,
+    against: str,
+    comparison: Comparison,
+    overfitting: Overfitting | None,
+) -> Verdict:
+    rival = next(standing for standing in standings if standing.name == against)
     return Verdict(
         task=task,
         metric=metric,
-        test_size=len(targets),
+        test_size=rows,
         baselines=standings,
         tuned=champion,
         against=against,
         comparison=comparison,
         overfitting=overfitting,
         better=comparison.p_value < ALPHA and comparison.gain > 0,
-        conclusion=conclude(metric, champion, rival, comparison, len(targets)),
+        conclusion=conclude(metric, champion, rival, comparison, rows),
     )
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from finesmith.recipe.language import BASELINES, LANGUAGE, METHODS, UNREAD
 from finesmith.recipe.scalars import show
-from finesmith.recipe.schema import Data, Recipe
+from finesmith.recipe.schema import USUAL_BASELINES, Data, Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ _IDLE = (
     _Idle(
         "data.test_fraction", "data.test", lambda r: r.data.test is not None, "split rows off by leaving data.test out"
     ),
+    *(_Idle(key, "task", _task(task), "set another task") for task, unread in UNREAD.items() for key in unread),
 )
 
 _COLUMNS = ("text", "text_pair", "label", "group", "split")
@@ -104,11 +106,37 @@ def conflicts(recipe: Recipe) -> Iterator[Conflict]:
             f"train.micro_batch_size is {train.micro_batch_size}, expected at most train.batch_size "
             f"({train.batch_size}); lower it, or leave it out to have it fitted to the memory",
         )
+    yield from _task_conflicts(recipe)
     names = recipe.evaluate.baselines
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         yield Conflict(
             ("evaluate.baselines",), f"evaluate.baselines names {', '.join(repeated)} more than once; name each once"
         )
+
+
+def _task_conflicts(recipe: Recipe) -> Iterator[Conflict]:
+    """Yield values that the task does not know, of keys that it reads."""
+    known = BASELINES.get(recipe.task, USUAL_BASELINES)
+    names = recipe.evaluate.baselines
+    odd = [name for name in names if name not in known]
+    if odd and tuple(names) != USUAL_BASELINES:
+        yield Conflict(
+            ("evaluate.baselines", "task"),
+            f"evaluate.baselines names {odd[0]}, which task {recipe.task} does not have; choose of {', '.join(known)}",
+        )
+    if recipe.task not in LANGUAGE:
+        return
+    if recipe.method.name not in METHODS:
+        yield Conflict(
+            ("method.name", "task"),
+            f"method.name is {recipe.method.name}, which task {recipe.task} does not have; use {' or '.join(METHODS)}",
+        )
+    for name, action in recipe.data.audit:
+        if action == "fix":
+            yield Conflict(
+                (f"data.audit.{name}", "task"),
+                f"data.audit.{name} is fix, which would move what task {recipe.task} learns; use keep, drop or stop",
+            )
 
 
 def _data_conflicts(data: Data) -> Iterator[Conflict]:

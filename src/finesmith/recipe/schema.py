@@ -6,7 +6,7 @@ The models only hold values. `check.from_dict` builds a recipe and tells everyth
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -22,7 +22,7 @@ def _known_encoding(value: str) -> str:
 
 
 # A task is a file: its name is known from the folder, without importing it.
-_NO_TASKS = {"__init__", "protocol", "losses"}
+_NO_TASKS = {"__init__", "protocol", "language", "losses", "contrastive", "preferences"}
 _FILES_OF_TASKS = (Path(__file__).parent.parent / "tasks").glob("*.py")
 TASKS = ("auto", *sorted(f.stem.replace("_", "-") for f in _FILES_OF_TASKS if f.stem not in _NO_TASKS))
 
@@ -57,7 +57,9 @@ Sources = Text | Annotated[list[Text], Field(min_length=1)]
 KeepDropStop = Literal["keep", "drop", "stop"]
 KeepStop = Literal["keep", "stop"]
 AnyAction = Literal["keep", "drop", "fix", "stop"]
-Baseline = Literal["majority", "tfidf", "features", "zero_shot"]
+Baseline = Literal["majority", "tfidf", "features", "zero_shot", "word_tag"]
+# What every recipe without a list means: the baselines of the task at hand, which for classes and numbers are these.
+USUAL_BASELINES = ("majority", "tfidf", "features", "zero_shot")
 
 _FILES = _accepts("a file, a folder or a hub id, or a list of them")
 _FILES_OR_NONE = _accepts("a file, a folder or a hub id, a list of them, or null")
@@ -313,9 +315,10 @@ class Evaluate(Section):
         json_schema_extra=_accepts("a metric of the task (such as accuracy, macro_f1, mcc or rmse) or null"),
     )
     baselines: Annotated[list[Baseline], Field(min_length=1)] = Field(
-        default_factory=lambda: list(get_args(Baseline)),
-        description="Simpler methods that the tuned model has to beat.",
-        json_schema_extra={"default": list(get_args(Baseline))},
+        default_factory=lambda: list(USUAL_BASELINES),  # type: ignore[arg-type]
+        description="Simpler methods that the tuned model has to beat. Tasks that answer for every token put all of "
+        "their own in place of this list: token-classification majority and word_tag.",
+        json_schema_extra={"default": list(USUAL_BASELINES)},
     )
     bootstrap_samples: Whole = Field(
         default=2000, ge=100, le=1_000_000, description="Resamples of the test rows behind each 95 percent interval."

@@ -30,12 +30,36 @@ METRIC_NAMES = {
     "r2": "R²",
     "spearman": "Spearman correlation",
     "pearson": "Pearson correlation",
+    "span_f1": "Span F1",
+    "span_precision": "Span precision",
+    "span_recall": "Span recall",
+    "token_accuracy": "Word accuracy",
+    "bits_per_byte": "Bits per byte",
+    "perplexity": "Perplexity",
+    "pseudo_perplexity": "Pseudo-perplexity",
+    "final_number_match": "Final-number match",
+    "exact_match": "Exact match",
+    "rouge_l": "ROUGE-L",
+    "chrf": "chrF",
 }
 PERCENT_METRICS = frozenset(
     {"accuracy", "balanced_accuracy", "subset_accuracy", "hamming_accuracy", "macro_f1", "micro_f1", "weighted_f1"}
     | {"f1", "precision", "recall", "calibration_error", "ece"}
+    | {
+        "span_f1",
+        "span_precision",
+        "span_recall",
+        "token_accuracy",
+        "final_number_match",
+        "exact_match",
+        "rouge_l",
+        "chrf",
+    }
 )
-LOWER_IS_BETTER = frozenset({"calibration_error", "ece", "brier", "log_loss", "loss", "rmse", "mae", "mse"})
+LOWER_IS_BETTER = frozenset(
+    {"calibration_error", "ece", "brier", "log_loss", "loss", "rmse", "mae", "mse"}
+    | {"bits_per_byte", "perplexity", "pseudo_perplexity"}
+)
 
 SYSTEM_NAMES = {
     "majority": "Majority",

@@ -10,17 +10,22 @@ from typing import TYPE_CHECKING, Any
 from finesmith.errors import DataError, UserError
 
 if TYPE_CHECKING:
+    from finesmith.tasks.language import LanguageTask
     from finesmith.tasks.protocol import LabelColumn, Task
+
+
+# Files beside the tasks: what a task must be able to do, and losses that several share.
+NO_TASKS = frozenset({"protocol", "language", "losses", "contrastive", "preferences"})
 
 
 def names() -> list[str]:
     """Return the names of all tasks, in the order in which they are asked whether a label column is theirs."""
-    modules = [m.name for m in pkgutil.iter_modules(__path__) if m.name not in {"protocol", "losses"}]
+    modules = [m.name for m in pkgutil.iter_modules(__path__) if m.name not in NO_TASKS]
     return sorted(module.replace("_", "-") for module in modules)
 
 
 def get(name: str) -> type[Task]:
-    """Return the task called `name`.
+    """Return the task of classes or numbers called `name`.
 
     Raises UserError, listing the choices, when there is none.
     """
@@ -30,12 +35,21 @@ def get(name: str) -> type[Task]:
     return found
 
 
+def language_task(name: str) -> type[LanguageTask]:
+    """Return the task called `name`, one that answers for every token."""
+    found: type[LanguageTask] = importlib.import_module(f"finesmith.tasks.{name.replace('-', '_')}").TASK
+    return found
+
+
 def choose(column: LabelColumn) -> tuple[type[Task], str]:
     """Return the one task that the label column speaks for, and why, as a sentence.
 
     Raises DataError when no task or more than one fits.
     """
-    fits = [(task, reason) for task in map(get, names()) if (reason := task.fits(column)) is not None]
+    from finesmith.tasks.protocol import Task
+
+    asked = [task for task in map(get, names()) if issubclass(task, Task)]
+    fits = [(task, reason) for task in asked if (reason := task.fits(column)) is not None]
     if len(fits) == 1:
         return fits[0]
     if not fits:
@@ -52,4 +66,4 @@ def restore(state: dict[str, Any]) -> Task:
     return get(state["name"]).from_state(state)
 
 
-__all__: Sequence[str] = ("choose", "get", "names", "restore")
+__all__: Sequence[str] = ("choose", "get", "language_task", "names", "restore")

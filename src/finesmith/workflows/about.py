@@ -42,26 +42,27 @@ def read_about(folder: Path) -> tuple[dict[str, Any], Task]:
     path = folder / "finesmith.json"
     about = read_json(path)
     if not isinstance(about, dict):
-        raise _damaged(path, "", about)
+        raise damaged(path, "", about)
     for key, kinds in _KINDS.items():
         if not isinstance(about.get(key), kinds) or isinstance(about.get(key), bool):
-            raise _damaged(path, key, about.get(key))
+            raise damaged(path, key, about.get(key))
     for key, known in {"method": METHODS, "pooling": POOLINGS}.items():
         if about.get(key) not in known:
-            raise _damaged(path, key, about.get(key))
+            raise damaged(path, key, about.get(key))
     if not 0 < about["max_length"] <= LONGEST:
-        raise _damaged(path, "max_length", about["max_length"])
+        raise damaged(path, "max_length", about["max_length"])
     if not about["cleaning"].keys() <= {field.name for field in fields(Cleaning)}:
-        raise _damaged(path, "cleaning", about["cleaning"])
+        raise damaged(path, "cleaning", about["cleaning"])
     if about["reading"].keys() != {"encoding", "commas"}:
-        raise _damaged(path, "reading", about["reading"])
+        raise damaged(path, "reading", about["reading"])
     try:
         return about, tasks.restore(about["task"])
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise _damaged(path, "task", about["task"]) from None
+        raise damaged(path, "task", about["task"]) from None
 
 
-def _damaged(path: Path, key: str, value: object) -> RunError:
+def damaged(path: Path, key: str, value: object) -> RunError:
+    """Return the error for a value that finesmith would not have written."""
     return RunError(
         f"{path} is damaged: {key or 'it'} is {str(value)[:80]!r}, which finesmith does not write; copy the model "
         "folder back from where it is whole, or tune again"

@@ -12,6 +12,8 @@ from finesmith.errors import DataError, RunError
 from finesmith.run import Run, read_state
 from finesmith.workflows.about import read_about
 from finesmith.workflows.inference import Predictor
+from finesmith.workflows.language import apply as language
+from finesmith.workflows.language.apply import TunedLanguageModel
 from finesmith.workflows.seal import require_sealed
 
 if TYPE_CHECKING:
@@ -58,6 +60,13 @@ class TunedModel:
         from finesmith.data.sources import read
 
         return read([source], encoding=encoding or self.reading.encoding, commas=self.reading.commas)
+
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> dict[str, list[Any]]:
+        """Return the columns of a prediction file, a value for each text.
+
+        Raises DataError when pairs are given to a model of single texts, or are missing.
+        """
+        return self.task.columns(self.outputs(texts, pairs))
 
     def outputs(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, progress: Callable[[int], None] | None = None
@@ -126,7 +135,7 @@ def load_model(folder: Path, *, device: str | None = None) -> TunedModel:
     )
 
 
-def load_run(folder: str) -> TunedModel:
+def load_run(folder: str) -> TunedModel | TunedLanguageModel:
     """Load the tuned model of a run.
 
     Raises RunError when the run has not finished, or its model is gone or no longer what was saved.
@@ -139,7 +148,9 @@ def load_run(folder: str) -> TunedModel:
         how = "has failed" if state == "failed" else "was interrupted"
         raise RunError(f"{folder} {how}, so it has no model yet; `finesmith resume {folder}` goes on with it")
     require_sealed(place / "model")
-    return load_model(place / "model")
+    return (
+        language.load_model(place / "model") if language.is_language(place / "model") else load_model(place / "model")
+    )
 
 
 def predict_file(
@@ -151,7 +162,11 @@ def predict_file(
     There is at least one table, and all have the same columns and types. `encoding` replaces what the run's recipe
     says of its own files. Raises DataError when the source cannot be read or lacks the columns that the model reads.
     """
-    return predictions(load_run(folder), source, text=text, text_pair=text_pair, encoding=encoding, progress=progress)
+    model = load_run(folder)
+    if isinstance(model, TunedLanguageModel):
+        language.refuse_pairs(text_pair)
+        return language.predictions(model, source, text=text, encoding=encoding, progress=progress)
+    return predictions(model, source, text=text, text_pair=text_pair, encoding=encoding, progress=progress)
 
 
 def predictions(
@@ -203,6 +218,9 @@ def evaluate_file(
     from finesmith.workflows.rows import read_labels
 
     model = load_run(folder)
+    if isinstance(model, TunedLanguageModel):
+        language.refuse_pairs(text_pair)
+        return language.evaluate(folder, model, source, text=text, label=label, encoding=encoding, progress=progress)
     data = model.read(source, encoding)
     first, second = _columns(model, data.table, source, text, text_pair)
     name = label or model.label

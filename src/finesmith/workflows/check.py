@@ -76,8 +76,9 @@ def prepared(recipe: Recipe, run: Run) -> tuple[Prepared, Setup]:
 def preflight(recipe: Recipe, data: Prepared, setup: Setup) -> list[Probed]:
     """Run every probe that applies to the method; the network is left as it was."""
     from finesmith.guards import preflight as probes
-    from finesmith.workflows.fit import loss_of, new_optimizer
+    from finesmith.workflows.fit import loss_of
     from finesmith.workflows.setup import default_learning_rate
+    from finesmith.workflows.training import new_optimizer
 
     network = setup.network
     found = [
@@ -99,7 +100,7 @@ def preflight(recipe: Recipe, data: Prepared, setup: Setup) -> list[Probed]:
     found.append(probes.initial_loss(start, expected, head_is_new=bool(setup.report.new)))
     found.append(
         probes.every_tensor_learns(
-            module, loss_sum, longest, lambda: new_optimizer(recipe, setup, max(setup.learning_rate, 1e-4))
+            module, loss_sum, longest, lambda: new_optimizer(recipe, setup.network, max(setup.learning_rate, 1e-4))
         )
     )
     return found
@@ -144,7 +145,8 @@ def _forecast(recipe: Recipe, data: Prepared, setup: Setup) -> dict[str, Any]:
     """Time a few real steps and return seconds of training and bytes of memory."""
     from finesmith.train.loop import train
     from finesmith.train.optimiser import Schedule
-    from finesmith.workflows.fit import loss_of, new_optimizer, plan_of
+    from finesmith.workflows.fit import loss_of, plan_of
+    from finesmith.workflows.training import new_optimizer
 
     memory = {"memory_bytes": setup.forecast["total"], "memory_free_bytes": setup.forecast["free"]}
     if recipe.method.name == "features":
@@ -155,7 +157,7 @@ def _forecast(recipe: Recipe, data: Prepared, setup: Setup) -> dict[str, Any]:
     seconds, began = [], time.perf_counter()
     schedule = Schedule("constant", plan.steps, 0)
     # A learning rate of 0: the steps cost what they cost, and the weights stay.
-    for step in train(setup.network.module, loss_sum, new_optimizer(recipe, setup, 0.0), schedule, plan):
+    for step in train(setup.network.module, loss_sum, new_optimizer(recipe, setup.network, 0.0), schedule, plan):
         # Batches differ in length: what the step would cost with the usual number of tokens.
         seconds.append(step.seconds * usual / step.tokens)
         if len(seconds) == TIMED_STEPS or time.perf_counter() - began > TIMED_SECONDS:

@@ -44,7 +44,7 @@ def compare(
     run.write_json("verdict.json", content)
     seen = data.task.details(targets["validation"], outputs["validation"]).get("reliability")
     evidence = _evidence(recipe, data, setup, baselines, fitted, verdict, scores, seen)
-    _write_next(recipe, run, evidence)
+    write_next(recipe, run, evidence)
     return content
 
 
@@ -136,7 +136,7 @@ def _judge(
     )
 
 
-def _write_next(recipe: Recipe, run: Run, evidence: Evidence) -> None:
+def write_next(recipe: Recipe, run: Run, evidence: Evidence) -> None:
     """Write what to try next, and the first of it as a recipe that runs."""
     from finesmith.evaluate.advice import advise
     from finesmith.recipe import to_yaml, with_absolute_paths

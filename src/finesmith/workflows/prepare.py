@@ -126,10 +126,10 @@ def prepare(
     examples = audited.examples
     with naming(rows.file):
         splits, notes = _split(recipe, rows, audited, kind.learn(examples.labels or (), options))
-        positions = {name: _where(splits, name) for name in SPLITS}
+        positions = {name: where(splits, name) for name in SPLITS}
         for note in notes:
             run.record("note", message=note)
-        _refuse_tiny(positions, len(examples))
+        refuse_tiny(positions, len(examples))
         task = kind.learn([(examples.labels or ())[i] for i in positions["train"]], options)
     targets = {
         name: task.encode([(examples.labels or ())[i] for i in at], [rows.where[examples.ids[i]] for i in at])
@@ -149,7 +149,7 @@ def prepare(
         "max_length": audited.limit[0],
     }
     run.write_json("data.json", summary)
-    _write_splits(run, rows, audited.keep, dict(zip(examples.ids.tolist(), splits, strict=True)))
+    write_splits(run, rows.where, dict(zip(examples.ids.tolist(), splits, strict=True)))
     test = SealedTest(targets.pop("test"))
     prepared = Prepared(
         examples, positions, targets, test, audited.tokens, task, rows.columns,
@@ -183,11 +183,11 @@ def _audit(
     actions = recipe.data.audit.model_dump()
     waiting = can_wait(actions)
     with Aside(lambda _: cluster(joined), here=len(joined) < FEW_ROWS) as copies:
-        tokens, limit = _lengths(cleaned, tokenizer, recipe, longest)
+        tokens, limit = token_lengths(cleaned, tokenizer, recipe, longest)
         look: dict[str, Any] = {
             "clusters": copies.result,
             "kind": kind.label_kind,
-            "splits": _complete(rows.given),
+            "splits": complete(rows.given),
             "lengths": tokens.original_lengths.tolist(),
             "max_length": limit[0],
             "actions": actions,
@@ -273,14 +273,14 @@ def _joined(examples: Examples) -> list[str]:
     return [f"{a}\n{b}" for a, b in zip(examples.texts, examples.pairs, strict=True)]
 
 
-def _complete(given: Sequence[Split | None]) -> list[str] | None:
+def complete(given: Sequence[Split | None]) -> list[str] | None:
     """Return the splits that the user gave, rows still open counting as train; None where nothing was given."""
     if all(s is None for s in given):
         return None
     return [s or "train" for s in given]
 
 
-def _lengths(
+def token_lengths(
     examples: Examples, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, longest: int
 ) -> tuple[Tokens, tuple[int, str]]:
     """Return each text's tokens, uncut, and the most that a sequence may have with the reason."""
@@ -332,7 +332,8 @@ def _split(recipe: Recipe, rows: Rows, audited: _Audited, task: Task) -> tuple[l
     return names, notes
 
 
-def _where(splits: Sequence[Split], name: Split) -> npt.NDArray[np.int64]:
+def where(splits: Sequence[Split], name: Split) -> npt.NDArray[np.int64]:
+    """Return the positions of the rows of a split."""
     import numpy as np
 
     return np.array([i for i, s in enumerate(splits) if s == name], dtype=np.int64)
@@ -360,7 +361,8 @@ def _refuse_unreadable(rows: Rows, findings: Sequence[Finding]) -> None:
             )
 
 
-def _refuse_tiny(positions: Mapping[Split, Any], kept: int) -> None:
+def refuse_tiny(positions: Mapping[Split, Any], kept: int) -> None:
+    """Raise DataError where a split is too small for anything to be learnt or said."""
     sizes = ", ".join(f"{name} {len(at)}" for name, at in positions.items())
     if len(positions["train"]) < 8 or not len(positions["validation"]) or not len(positions["test"]):
         raise DataError(
@@ -393,8 +395,8 @@ def tell_findings(run: Run, before: Sequence[Finding], new: Sequence[Finding]) -
             )
 
 
-def _write_splits(run: Run, rows: Rows, keep: npt.NDArray[np.bool_], split_of: Mapping[int, str]) -> None:
+def write_splits(run: Run, places: Sequence[str], split_of: Mapping[int, str]) -> None:
     """Write which row of which source went where."""
-    ids = list(range(len(keep)))
-    columns = {"id": ids, "where": rows.where, "split": [split_of.get(i, "dropped") for i in ids]}
+    ids = list(range(len(places)))
+    columns = {"id": ids, "where": places, "split": [split_of.get(i, "dropped") for i in ids]}
     run.write_table("splits.parquet", columns)

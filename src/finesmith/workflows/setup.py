@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from finesmith.errors import ModelError, UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from transformers import PreTrainedTokenizerBase
 
     from finesmith.data.tokens import Tokens
@@ -111,7 +113,7 @@ def set_up(
     from finesmith.models.dropout import quicken_dropout
     from finesmith.models.embedding import keep_gradients
 
-    device = _device(recipe, threads)
+    device = choose_device(recipe, threads)
     network, report = load_network(recipe, data, base, tokenizer, device)
     run.record("note", message=f"model {base.name}: {network.why}")
     words = _add_words(recipe, run, data, network)
@@ -127,9 +129,9 @@ def set_up(
         keep_gradients(network.module)
     why = dict(data.why)
     metric = _metric(recipe, data, why)
-    rate = _learning_rate(recipe, report, why)
-    epochs, evaluations = _duration(recipe, len(data.positions["train"]), why)
-    micro, forecast = _micro_batch(recipe, network, tokens, data, device)
+    rate = peak_learning_rate(recipe, report, why)
+    epochs, evaluations = duration(recipe, len(data.positions["train"]), why)
+    micro, forecast = fit_memory(recipe, network, tokens.lengths()[data.positions["train"]], device)
     if recipe.train.micro_batch_size is None:
         why["train.micro_batch_size"] = "the most that is forecast to fit into memory"
     setup = Setup(
@@ -153,11 +155,11 @@ def set_up(
         added_words=words,
         why=why,
     )
-    _write_model(run, recipe, setup, options)
+    run.write_json("model.json", model_facts(recipe, base, network, report, device, forecast, options, setup.pooling))
     return setup
 
 
-def _device(recipe: Recipe, threads: int | None) -> Device:
+def choose_device(recipe: Recipe, threads: int | None) -> Device:
     """Choose where to train, and make it repeat itself."""
     from finesmith.train.devices import choose, keep_freed_memory, set_determinism
 
@@ -283,7 +285,8 @@ def _metric(recipe: Recipe, data: Prepared, why: dict[str, str]) -> str:
 NEEDS_CONTRAST = frozenset({"auroc", "mcc", "spearman", "pearson", "r2"})
 
 
-def _learning_rate(recipe: Recipe, report: LoadReport, why: dict[str, str]) -> float:
+def peak_learning_rate(recipe: Recipe, report: LoadReport, why: dict[str, str]) -> float:
+    """Return the learning rate that the recipe names, or the default of method and size, with the reason in `why`."""
     rate = recipe.train.learning_rate
     if isinstance(rate, float):
         return rate
@@ -296,7 +299,7 @@ FEWEST_UPDATES = 250
 EVALUATIONS = 8
 
 
-def _duration(recipe: Recipe, examples: int, why: dict[str, str]) -> tuple[float, int]:
+def duration(recipe: Recipe, examples: int, why: dict[str, str]) -> tuple[float, int]:
     """Return epochs and evaluations per epoch: few examples are seen more often, early stopping guards the rest."""
     epochs = recipe.train.epochs
     if epochs is None:
@@ -322,10 +325,13 @@ def _pooling(recipe: Recipe, base: Base, network: Network) -> Pooling:
     return "last" if network.classifier.config.model_type in DECODERS else "mean"
 
 
-def _micro_batch(
-    recipe: Recipe, network: Network, tokens: Tokens, data: Prepared, device: Device
+def fit_memory(
+    recipe: Recipe, network: Network, lengths: npt.NDArray[np.int64], device: Device, output_width: int = 0
 ) -> tuple[int, Mapping[str, Any]]:
-    """Return the micro-batch that fits into the memory that is free now, and the forecast for it in bytes."""
+    """Return the micro-batch that fits into the memory that is free now, and the forecast for it in bytes.
+
+    lengths: of the training rows, in tokens; output_width: how many values the head returns for every token, if so.
+    """
     from finesmith.train.memory import estimate, micro_batch, shape_of
 
     parameters = [(p.numel(), p.requires_grad) for p in network.module.parameters()]
@@ -333,8 +339,8 @@ def _micro_batch(
         network.classifier.config,
         parameters=sum(n for n, _ in parameters),
         trainable=sum(n for n, on in parameters if on),
+        output_width=output_width,
     )
-    lengths = tokens.lengths()[data.positions["train"]]
     free, dtype, padded = device.memory_free, device.dtype, not network.ragged
     asked = recipe.train.micro_batch_size
     if asked is None:
@@ -349,7 +355,7 @@ def _micro_batch(
 PATHS = ("data.train", "data.validation", "data.test", "model.base")
 
 
-def fingerprint(resolved: Recipe, data: Prepared, setup: Setup) -> dict[str, str]:
+def fingerprint(resolved: Recipe, summary: Mapping[str, Any], weights: str, device: Device) -> dict[str, str]:
     """Return what must be the same for a resume: the resolved recipe, data, base model, library versions, threads.
 
     Sources and base model count by content, so a moved file is the same file.
@@ -358,43 +364,49 @@ def fingerprint(resolved: Recipe, data: Prepared, setup: Setup) -> dict[str, str
     from finesmith.run import versions
 
     flat = {k: v for k, v in flatten(resolved).items() if not k.startswith("output.") and k not in PATHS}
-    sources = [source["sha256"] for source in data.summary["sources"]]
+    sources = [source["sha256"] for source in summary["sources"]]
     return {
         **{f"recipe {key}": json.dumps(value, default=str) for key, value in flat.items()},
         "data": hashlib.sha256(json.dumps(sources).encode()).hexdigest(),
-        "base model": setup.weights_key,
-        "device": f"{setup.device.device} {setup.device.dtype}",
-        "threads": str(setup.device.threads),
+        "base model": weights,
+        "device": f"{device.device} {device.dtype}",
+        "threads": str(device.threads),
         **versions(),
     }
 
 
-def _write_model(run: Run, recipe: Recipe, setup: Setup, options: Mapping[str, Any]) -> None:
-    report, network = setup.report, setup.network
+def model_facts(
+    recipe: Recipe,
+    base: Base,
+    network: Network,
+    report: LoadReport,
+    device: Device,
+    forecast: Mapping[str, Any],
+    options: Mapping[str, Any],
+    pooling: str | None,
+) -> dict[str, Any]:
+    """Return the content of `model.json`."""
     counts = [(p.numel(), p.requires_grad) for p in network.module.parameters()]
-    run.write_json(
-        "model.json",
-        {
-            "base": setup.base.name,
-            "base_sha256": setup.base.sha256,
-            "revision": setup.base.revision,
-            "architecture": report.architecture,
-            "parameters": report.parameters,
-            "trainable": sum(n for n, on in counts if on),
-            "method": recipe.method.name,
-            "method_options": dict(options),
-            "attention": {"kind": "ragged" if network.ragged else "padded", "why": network.why},
-            "precision": setup.device.dtype,
-            "device": asdict(setup.device),
-            "pooling": setup.pooling,
-            "dropout": dropout_of(network),
-            "memory": setup.forecast,
-            "loaded": report.loaded,
-            "missing": report.missing,
-            "unexpected": report.unexpected,
-            "new": report.new,
-        },
-    )
+    return {
+        "base": base.name,
+        "base_sha256": base.sha256,
+        "revision": base.revision,
+        "architecture": report.architecture,
+        "parameters": report.parameters,
+        "trainable": sum(n for n, on in counts if on),
+        "method": recipe.method.name,
+        "method_options": dict(options),
+        "attention": {"kind": "ragged" if network.ragged else "padded", "why": network.why},
+        "precision": device.dtype,
+        "device": asdict(device),
+        "pooling": pooling,
+        "dropout": dropout_of(network),
+        "memory": forecast,
+        "loaded": report.loaded,
+        "missing": report.missing,
+        "unexpected": report.unexpected,
+        "new": report.new,
+    }
 
 
 def dropout_of(network: Network) -> dict[str, float]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import RecipeError, RunError
-from finesmith.recipe import Recipe, flatten, load, replace, to_yaml, with_absolute_paths
+from finesmith.recipe import LANGUAGE, Recipe, flatten, load, replace, to_yaml, with_absolute_paths
 from finesmith.run import Listener, Run, default_folder
 from finesmith.workflows.earlier import Earlier, earlier_of, enter
 from finesmith.workflows.ending import ending
@@ -72,7 +72,7 @@ def resume(folder: str, *, force: bool = False, listeners: Sequence[Listener] = 
 
 
 def _story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
-    """Prepare, load, train, baselines, compare, finish."""
+    """Prepare, load, train, baselines, compare, finish; tasks that answer for every token have a story of their own."""
     from finesmith.workflows.ahead import Ahead
     from finesmith.workflows.baselines import fit_baselines
     from finesmith.workflows.compare import compare
@@ -85,6 +85,11 @@ def _story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
             "recipe.yaml",
             to_yaml(with_absolute_paths(recipe), header="As given; the run stopped before it was resolved."),
         )
+    if recipe.task in LANGUAGE:
+        from finesmith.workflows.language.story import story
+
+        story(recipe, run, earlier)
+        return
     enter(run, "data", earlier)
     with Ahead(recipe, run) as ahead:
         base, tokenizer, data = ahead.data()
@@ -119,13 +124,13 @@ def _settle(recipe: Recipe, run: Run, data: Prepared, setup: Setup, earlier: Ear
     if recipe.train.learning_rate == "auto":
         _find_learning_rate(recipe, run, data, setup)
     resolved = resolve(recipe, data, setup)
-    setup.fingerprint = fingerprint(resolved, data, setup)
+    setup.fingerprint = fingerprint(resolved, data.summary, setup.weights_key, setup.device)
     if earlier is not None and earlier.conditions is not None:
         require_same(earlier.conditions, setup.fingerprint)
     require_rival(resolved, data, setup)
     run.update(task=data.task.name, fingerprint=setup.fingerprint)
     if earlier is None or flatten(resolved) != flatten(recipe):
-        _save_recipe(resolved, run, setup)
+        save_recipe(resolved, run, setup.why)
     return resolved
 
 
@@ -153,10 +158,10 @@ def resolve(recipe: Recipe, data: Prepared, setup: Setup) -> Recipe:
     return replace(recipe, values)
 
 
-def _save_recipe(resolved: Recipe, run: Run, setup: Setup) -> None:
+def save_recipe(resolved: Recipe, run: Run, reasons: Mapping[str, str]) -> None:
     """Save the resolved recipe with the reason for every inferred value."""
     header = f"The resolved recipe of {run.folder.name}. Run it again with: finesmith tune recipe.yaml --out FOLDER"
-    why = {key: f"inferred: {reason}" for key, reason in setup.why.items()}
+    why = {key: f"inferred: {reason}" for key, reason in reasons.items()}
     run.write_text(
         "recipe.yaml",
         to_yaml(replace(with_absolute_paths(resolved), {"output.dir": None}), comments=why, header=header),
@@ -165,15 +170,9 @@ def _save_recipe(resolved: Recipe, run: Run, setup: Setup) -> None:
 
 def _find_learning_rate(recipe: Recipe, run: Run, data: Prepared, setup: Setup) -> None:
     """Run the learning-rate range test and take its suggestion."""
-    from finesmith.train.lr_range import range_test
-    from finesmith.workflows.fit import loss_of, new_optimizer, plan_of
+    from finesmith.workflows.fit import loss_of, plan_of
+    from finesmith.workflows.training import find_rate
 
-    found = range_test(
-        setup.network.module,
-        loss_of(data, setup),
-        new_optimizer(recipe, setup, setup.learning_rate),
-        plan_of(recipe, data, setup),
+    setup.learning_rate, setup.why["train.learning_rate"] = find_rate(
+        recipe, run, setup.network, loss_of(data, setup), setup.learning_rate, plan_of(recipe, data, setup)
     )
-    run.record("lr_range", learning_rates=found.learning_rates, losses=found.losses, suggestion=found.suggestion)
-    setup.learning_rate = found.suggestion
-    setup.why["train.learning_rate"] = "the range test's suggestion: a third of the rate where the loss was lowest"

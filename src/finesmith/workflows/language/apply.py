@@ -1,0 +1,188 @@
+"""Use a finished run of a task that answers for every token: load its model, predict on new rows, score other data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finesmith.errors import DataError, ModelError
+from finesmith.recipe import LANGUAGE
+from finesmith.run import Run, read_json
+from finesmith.tasks.language import LanguageTask, Outcome, Reading
+from finesmith.workflows.about import LONGEST, damaged
+
+if TYPE_CHECKING:
+    from finesmith.models.token_heads import TokenNetwork
+    from finesmith.tasks.language import Corpus, Encoded
+
+METHODS = frozenset({"full", "lora"})
+
+
+@dataclass(frozen=True, slots=True)
+class TunedLanguageModel:
+    """A tuned network with all it needs to answer: task, tokenizer limit, and how its files were read."""
+
+    network: TokenNetwork
+    task: LanguageTask
+    max_length: int
+    reading: Reading
+    metric: str
+
+    def answer(self, corpus: Corpus, progress: Callable[[int], None] | None = None) -> tuple[Encoded, Outcome]:
+        """Return the rows as tokens, and what the network made of them."""
+        encoded = self.task.encode(corpus, self.network.tokenizer, self.max_length)
+        return encoded, self.task.predict(self.network, encoded, progress)
+
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> dict[str, list[Any]]:
+        """Return the columns of a prediction file, a value for each text.
+
+        Raises DataError when pairs are given, or a text holds nothing.
+        """
+        if pairs is not None:
+            raise DataError("this model reads one text, not a pair")
+        corpus = self.task.of_texts(texts, [f"text {number}" for number in range(1, len(texts) + 1)])
+        return self.task.columns(corpus, self.answer(corpus)[1], quote=True)
+
+
+def is_language(folder: Path) -> bool:
+    """Whether a model folder is of a task that answers for every token."""
+    about = read_json(folder / "finesmith.json")
+    task = about.get("task") if isinstance(about, Mapping) else None
+    return isinstance(task, Mapping) and task.get("name") in LANGUAGE
+
+
+def load_model(folder: Path, *, device: str | None = None) -> TunedLanguageModel:
+    """Load a saved model folder.
+
+    Raises RunError or ModelError when something is missing or damaged.
+    """
+    import torch
+
+    from finesmith.models.adapter_files import load_adapter
+    from finesmith.models.language import load_language_model
+    from finesmith.models.load import find, load_tokenizer
+    from finesmith.models.reload import find_tokenizer
+    from finesmith.train.devices import choose
+
+    about, task = _about(folder)
+    adapted = about["method"] == "lora"
+    base = find(about["base"], about["revision"]) if adapted else find(str(folder))
+    network, report = load_language_model(
+        base,
+        load_tokenizer(find_tokenizer(folder)),
+        kind=task.kind,
+        labels=task.labels,
+        seed=0,
+        dtype=torch.float32,
+        device=device or choose("auto").device,
+    )
+    if adapted:
+        network.module = load_adapter(network.classifier, folder)
+    elif lacking := report.missing + report.new:
+        raise ModelError(f"{folder} lacks the weights {', '.join(lacking[:3])}; the folder is damaged")
+    network.module.eval()
+    return TunedLanguageModel(network, task, about["max_length"], Reading(**about["reading"]), about["metric"])
+
+
+def _about(folder: Path) -> tuple[dict[str, Any], LanguageTask]:
+    """Return what `finesmith.json` of a model folder holds, and its task.
+
+    Raises RunError when it is missing, or a value is not of the kind that finesmith writes.
+    """
+    from finesmith import tasks
+
+    path = folder / "finesmith.json"
+    about = read_json(path)
+    texts = {"base": str, "method": str, "metric": str, "max_length": int, "task": dict, "reading": dict}
+    for key, kind in texts.items():
+        if type(about.get(key)) is not kind:
+            raise damaged(path, key, about.get(key))
+    if about["method"] not in METHODS:
+        raise damaged(path, "method", about["method"])
+    if not (about.get("revision") is None or isinstance(about["revision"], str)):
+        raise damaged(path, "revision", about["revision"])
+    if not 0 < about["max_length"] <= LONGEST:
+        raise damaged(path, "max_length", about["max_length"])
+    known = {field.name for field in fields(Reading)}
+    if about["reading"].keys() != known or not all(v is None or type(v) is str for v in about["reading"].values()):
+        raise damaged(path, "reading", about["reading"])
+    try:
+        return about, tasks.language_task(about["task"]["name"]).from_state(about["task"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise damaged(path, "task", about["task"]) from None
+
+
+def predictions(
+    model: TunedLanguageModel, source: str, *, text: str | None, encoding: str | None, progress: Progress | None
+) -> Iterator[Any]:
+    """Yield one pyarrow table: the rows of `source` in order, as texts, with what the model makes of each."""
+    import pyarrow as pa
+
+    reading = _reading(model, text, None, encoding)
+    corpus = model.task.read_unlabelled([source], reading)
+    _, outcome = model.answer(corpus, _counting(progress, len(corpus)))
+    columns = {"text": list(corpus.texts), **model.task.columns(corpus, outcome, quote=True)}
+    yield pa.table(columns)
+
+
+def evaluate(
+    folder: str,
+    model: TunedLanguageModel,
+    source: str,
+    *,
+    text: str | None,
+    label: str | None,
+    encoding: str | None,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """Score a run's model on other rows; return scores with intervals, and keep them in the run folder."""
+    from finesmith.evaluate.paired import interval
+
+    corpus = model.task.read([source], _reading(model, text, label, encoding))
+    model.task.require_known(corpus)
+    encoded, outcome = model.answer(corpus, _counting(progress, len(corpus)))
+    measured = model.task.measure(corpus, encoded, outcome)
+    scores = {name: interval(one, corpus.groups) for name, one in measured.items()}
+    result = {
+        "data": Path(source).name,
+        "examples": len(corpus),
+        "unlabelled": 0,
+        "metric": model.metric,
+        "scores": {name: None if score is None else asdict(score) for name, score in scores.items()},
+        "details": model.task.details(corpus, outcome),
+    }
+    run = Run(Path(folder))
+    try:
+        run.write_json(f"evaluations/{Path(source).name}-{corpus.origins[0].sha256[:8]}.json", result)
+    finally:
+        run.close()
+    return result
+
+
+Progress = Callable[[int, int], None]
+
+
+def _reading(model: TunedLanguageModel, text: str | None, label: str | None, encoding: str | None) -> Reading:
+    given = {"text": text, "label": label, "encoding": encoding}
+    return Reading(**{**asdict(model.reading), **{key: value for key, value in given.items() if value is not None}})
+
+
+def _counting(progress: Progress | None, total: int) -> Callable[[int], None] | None:
+    if progress is None:
+        return None
+    done = 0
+
+    def add(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    return add
+
+
+def refuse_pairs(text_pair: str | None) -> None:
+    """Raise DataError where a second text column is named."""
+    if text_pair is not None:
+        raise DataError("this model reads no second text; leave --text-pair out")

@@ -1,0 +1,181 @@
+"""Open the test rows once, score everything on them, and judge."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from finesmith.tasks.language import Corpus, Encoded, Outcome
+from finesmith.types import SPLITS, Score, Split
+from finesmith.workflows.compare import write_next
+from finesmith.workflows.language.baselines import Fitted, strongest
+
+if TYPE_CHECKING:
+    from finesmith.evaluate.advice import Evidence
+    from finesmith.evaluate.measurement import Measurement
+    from finesmith.evaluate.verdict import Verdict
+    from finesmith.recipe import Recipe
+    from finesmith.run import Run
+    from finesmith.workflows.language.gather import Gathered
+    from finesmith.workflows.language.setup import Setup
+    from finesmith.workflows.training import Trained
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The test rows, their tokens, and what the tuned network made of them."""
+
+    corpus: Corpus
+    encoded: Encoded
+    outcome: Outcome
+
+
+def compare(
+    recipe: Recipe, run: Run, data: Gathered, setup: Setup, baselines: Sequence[Fitted], trained: Trained
+) -> tuple[dict[str, Any], Opened]:
+    """Write predictions, scores, baselines, verdict and the next recipe; return the verdict and the opened test."""
+    task = data.task
+    test = data.test.open(run)
+    corpora: dict[Split, Corpus] = {**data.corpora, "test": test}
+    encoded = {**setup.encoded, "test": task.encode(test, setup.network.tokenizer, setup.max_length)}
+    outcomes = {split: task.predict(setup.network, encoded[split]) for split in SPLITS}
+    measured = {split: task.measure(corpora[split], encoded[split], outcomes[split]) for split in SPLITS}
+    scores: dict[str, Any] = {
+        split: score_all(recipe, measured[split], corpora[split], exactly=split == "train") for split in SPLITS
+    }
+    scores["details"] = task.details(test, outcomes["test"])
+    run.write_json("scores.json", scores)
+    for split in SPLITS:
+        _write_predictions(recipe, run, data, split, corpora[split], outcomes[split])
+    rivals = _score_baselines(recipe, run, data, setup, baselines, corpora, encoded)
+    verdict = _judge(recipe, data, setup, baselines, rivals, trained, measured, scores, test)
+    run.write_json("verdict.json", verdict.to_json())
+    write_next(recipe, run, _evidence(recipe, data, setup, baselines, trained, verdict, scores))
+    return verdict.to_json(), Opened(test, encoded["test"], outcomes["test"])
+
+
+def score_all(
+    recipe: Recipe, measured: Mapping[str, Measurement], corpus: Corpus, *, exactly: bool = False
+) -> dict[str, Any]:
+    """Return every metric with its interval; `exactly`: without one, as on training data, where it means nothing."""
+    from finesmith.evaluate.paired import interval
+
+    found: dict[str, Any] = {}
+    for name, one in measured.items():
+        if exactly:
+            score = None if one.value is None else Score(one.value)
+        else:
+            score = interval(one, corpus.groups, recipe.evaluate.bootstrap_samples, recipe.train.seed)
+        found[name] = None if score is None else asdict(score)
+    return found
+
+
+def _write_predictions(
+    recipe: Recipe, run: Run, data: Gathered, split: Split, corpus: Corpus, outcome: Outcome
+) -> None:
+    """Write what was predicted, beside the texts unless the recipe has them withheld."""
+    quote = not recipe.output.redact
+    columns: dict[str, Any] = {"id": data.ids[split]}
+    if quote:
+        columns["text"] = list(corpus.texts)
+    labels = data.task.label_column(corpus, quote=quote)
+    if labels is not None:
+        columns["label"] = labels
+    run.write_table(f"predictions/{split}.parquet", columns | data.task.columns(corpus, outcome, quote=quote))
+
+
+def _score_baselines(
+    recipe: Recipe,
+    run: Run,
+    data: Gathered,
+    setup: Setup,
+    baselines: Sequence[Fitted],
+    corpora: Mapping[Split, Corpus],
+    encoded: Mapping[Split, Encoded],
+) -> dict[str, tuple[Measurement, float]]:
+    """Score every baseline on validation and test; return what each reaches on test, and its seconds, by title."""
+    rows, rivals = [], {}
+    for each in baselines:
+        began, found = time.perf_counter(), {}
+        for split in ("validation", "test"):
+            outcome = each.baseline.answer(corpora[split], encoded[split])
+            measured = data.task.measure(corpora[split], encoded[split], outcome)
+            found[split] = score_all(recipe, measured, corpora[split])
+        seconds = each.seconds + time.perf_counter() - began
+        rivals[each.baseline.title] = measured[setup.metric], seconds
+        rows.append({"name": each.baseline.title, "seconds": seconds, "skipped": None, "scores": found})
+    run.write_json("baselines.json", rows)
+    return rivals
+
+
+def _judge(
+    recipe: Recipe,
+    data: Gathered,
+    setup: Setup,
+    baselines: Sequence[Fitted],
+    rivals: Mapping[str, tuple[Measurement, float]],
+    trained: Trained,
+    measured: Mapping[Split, Mapping[str, Measurement]],
+    scores: Mapping[str, Any],
+    test: Corpus,
+) -> Verdict:
+    from finesmith.evaluate.verdict import judge_measured, overfitting
+
+    tuned = measured["test"][setup.metric]
+    train, validation = (scores[split][setup.metric] for split in ("train", "validation"))
+    gap = None
+    if train is not None and validation is not None:
+        gap = overfitting(trained.history, train["value"], validation["value"], setup.metric)
+    return judge_measured(
+        task=data.task.name,
+        tuned=tuned,
+        baselines={title: one for title, (one, _) in rivals.items()},
+        against=strongest(baselines, tuned.higher_is_better).baseline.title,
+        baseline_seconds={title: seconds for title, (_, seconds) in rivals.items()},
+        tuned_seconds=trained.seconds,
+        overfitting=gap,
+        groups=test.groups,
+        seed=recipe.train.seed,
+        resamples=recipe.evaluate.bootstrap_samples,
+    )
+
+
+def _evidence(
+    recipe: Recipe,
+    data: Gathered,
+    setup: Setup,
+    baselines: Sequence[Fitted],
+    trained: Trained,
+    verdict: Verdict,
+    scores: Mapping[str, Any],
+) -> Evidence:
+    """Gather what advice rests on: training and validation alone, so that test answers steer no later run."""
+    from finesmith.evaluate.advice import Evidence
+    from finesmith.evaluate.metrics import HIGHER_IS_BETTER
+
+    higher = HIGHER_IS_BETTER[setup.metric]
+    values = [(scores[split][setup.metric] or {}).get("value") or 0.0 for split in ("train", "validation")]
+    rival, over, tokens = strongest(baselines, higher), verdict.overfitting, data.summary["tokens"]
+    return Evidence(
+        method=recipe.method.name,
+        epochs=setup.epochs,
+        learning_rate=setup.learning_rate,
+        examples=len(data.corpora["train"]),
+        test_size=data.test.size,
+        seed=recipe.train.seed,
+        train=values[0],
+        validation=values[1],
+        severity=over.severity if over else "none",
+        last_is_best=bool(trained.history) and trained.history[-1]["step"] == trained.best_step,
+        stopped_early=trained.stopped_early,
+        rose=bool(over and over.began_at_step is not None),
+        features_gap=None,
+        smallest_detectable=verdict.comparison.smallest_detectable,
+        gain=0.0 if rival.validation is None else (1.0 if higher else -1.0) * (values[1] - rival.validation),
+        truncated_share=tokens["truncated_share"],
+        max_length=setup.max_length,
+        model_limit=setup.model_limit,
+        task=data.task.name,
+    )
