@@ -33,6 +33,13 @@ BUNDLED_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 ADAPTER_METHODS = frozenset({"lora", "dora", "qlora", "ia3", "vera", "adalora"})
 HUB_METRICS = {"macro_f1": "f1", "mcc": "matthews_correlation", "auroc": "roc_auc", "spearman": "spearmanr"}
 LABELS_SHOWN = 100
+# By the head of a model: its class in transformers, the task on the hub, and what people call it.
+HEADS = {
+    "": ("SequenceClassification", "text-classification", "Text classification"),
+    "token": ("TokenClassification", "token-classification", "Token classification"),
+    "causal": ("CausalLM", "text-generation", "Text generation"),
+    "masked": ("MaskedLM", "fill-mask", "Masked language modelling"),
+}
 LANGUAGE_SHARE = 0.1
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _LANGUAGE = re.compile(r"[a-z]{2,3}")
@@ -69,6 +76,7 @@ def build(run_folder: Path) -> str:
         base=base_name(folder),
         method=words(folder.model.get("method"), 60),
         load=_load(folder),
+        auto=_head(folder)[0],
         labels=[label_text(label, 120) for label in items(folder.data.get("labels"))[:LABELS_SHOWN]],
         labels_left_out=max(0, len(items(folder.data.get("labels"))) - LABELS_SHOWN),
         data=_data(folder),
@@ -88,7 +96,7 @@ def front_matter(folder: RunFolder) -> str:
     import yaml
 
     pairs = bool(mapping(folder.data.get("columns")).get("text_pair"))
-    fields: dict[str, Any] = {"library_name": _library(folder), "pipeline_tag": "text-classification"}
+    fields: dict[str, Any] = {"library_name": _library(folder), "pipeline_tag": _head(folder)[1]}
     licence = folder.model.get("license")
     if isinstance(licence, str) and _LICENCE.fullmatch(licence):
         fields["license"] = licence
@@ -180,10 +188,14 @@ def _index(folder: RunFolder) -> dict[str, Any] | None:
     name = _plain(re.split(r"[/\\]", given.rstrip("/\\"))[-1] if given else "", 200) or "private data"
     kind = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] or "private-data"
     return {
-        "task": {"type": "text-classification", "name": "Text classification"},
+        "task": dict(zip(("type", "name"), _head(folder)[1:], strict=True)),
         "dataset": {"name": name, "type": kind, "split": "test"},
         "metrics": metrics,
     }
+
+
+def _head(folder: RunFolder) -> tuple[str, str, str]:
+    return HEADS.get(str(folder.model.get("head", "")), HEADS[""])
 
 
 def _load(folder: RunFolder) -> str:
@@ -192,6 +204,9 @@ def _load(folder: RunFolder) -> str:
         return "features"
     if method not in ADAPTER_METHODS:
         return "full"
+    if folder.model.get("head") in {"token", "masked"}:
+        # peft's own classes know no masked words, and not how many labels there are.
+        return "adapter of a folder"
     # Only the weights of a folder have been hashed; of the bundled ones the public name is known.
     digest = folder.model.get("base_sha256")
     return "adapter" if digest is None or digest == BUNDLED else "adapter of a folder"

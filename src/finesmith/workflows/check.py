@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finesmith.recipe import LANGUAGE
 from finesmith.run import Listener, Run, plain, read_json
+from finesmith.workflows.language import check as language
+from finesmith.workflows.seen import Seen
 from finesmith.workflows.withhold import withheld
 
 if TYPE_CHECKING:
@@ -17,8 +20,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from finesmith.guards.preflight import Probed
+    from finesmith.models.forward import Network
     from finesmith.recipe import Recipe
+    from finesmith.train.loop import Plan
     from finesmith.types import Batch
+    from finesmith.workflows.language.setup import Setup as LanguageSetup
     from finesmith.workflows.prepare import Prepared
     from finesmith.workflows.setup import Setup
 
@@ -41,24 +47,31 @@ def check(recipe: Recipe, *, listeners: Sequence[Listener] = ()) -> dict[str, An
         run.withhold = withheld
         run.listeners.extend(listeners)
         try:
-            data, setup = prepared(recipe, run)
-            probes = preflight(recipe, data, setup)
-            forecast = _forecast(recipe, data, setup)
+            seen = language.look(recipe, run) if recipe.task in LANGUAGE else look(recipe, run)
             findings = read_json(run.folder / "audit.json")["findings"]
         finally:
             run.close()
-    ok = all(probe.passed for probe in probes)
     found = {
-        "ok": ok,
-        "task": data.task.name,
-        "flow": data.summary["flow"],
-        "splits": data.summary["splits"],
+        "ok": all(probe.passed for probe in seen.probes),
+        "task": seen.summary["task"],
+        "flow": seen.summary["flow"],
+        "splits": seen.summary["splits"],
         "findings": findings,
-        "probes": [{"name": p.name, "passed": p.passed, "evidence": p.evidence, "remedy": p.remedy} for p in probes],
-        "plan": _plan(recipe, setup),
-        "forecast": forecast,
+        "probes": [
+            {"name": p.name, "passed": p.passed, "evidence": p.evidence, "remedy": p.remedy} for p in seen.probes
+        ],
+        "plan": seen.plan,
+        "forecast": seen.forecast,
     }
-    return {**plain(found), "lines": _lines(found, probes)}
+    return {**plain(found), "lines": _lines(found, seen.probes)}
+
+
+def look(recipe: Recipe, run: Run) -> Seen:
+    """Prepare as `tune` does, probe and time."""
+    data, setup = prepared(recipe, run)
+    probes, forecast = preflight(recipe, data, setup), _forecast(recipe, data, setup)
+    plan = plan_as_told(recipe, setup, setup.tokens.summary())
+    return Seen(data.summary, probes, plan, forecast)
 
 
 def prepared(recipe: Recipe, run: Run) -> tuple[Prepared, Setup]:
@@ -143,31 +156,39 @@ def _initial_losses(data: Prepared, setup: Setup) -> tuple[float, float]:
 
 def _forecast(recipe: Recipe, data: Prepared, setup: Setup) -> dict[str, Any]:
     """Time a few real steps and return seconds of training and bytes of memory."""
-    from finesmith.train.loop import train
-    from finesmith.train.optimiser import Schedule
     from finesmith.workflows.fit import loss_of, plan_of
-    from finesmith.workflows.training import new_optimizer
 
     memory = {"memory_bytes": setup.forecast["total"], "memory_free_bytes": setup.forecast["free"]}
     if recipe.method.name == "features":
         return {"steps": 0, "seconds": None, **memory}
     plan, loss_sum = plan_of(recipe, data, setup), loss_of(data, setup)
-    examples = min(recipe.train.batch_size, len(data.positions["train"]))
-    usual = float(setup.tokens.lengths()[data.positions["train"]].mean()) * examples
+    lengths = setup.tokens.lengths()[data.positions["train"]]
+    return {**timed(recipe, setup.network, plan, loss_sum, float(lengths.mean())), **memory}
+
+
+def timed(
+    recipe: Recipe, network: Network, plan: Plan, loss_sum: Callable[[Batch], Any], tokens: float
+) -> dict[str, Any]:
+    """Time a few real steps; `tokens`: the mean length of a training row."""
+    from finesmith.train.loop import train
+    from finesmith.train.optimiser import Schedule
+    from finesmith.workflows.training import new_optimizer
+
     seconds, began = [], time.perf_counter()
     schedule = Schedule("constant", plan.steps, 0)
     # A learning rate of 0: the steps cost what they cost, and the weights stay.
-    for step in train(setup.network.module, loss_sum, new_optimizer(recipe, setup.network, 0.0), schedule, plan):
+    for step in train(network.module, loss_sum, new_optimizer(recipe, network, 0.0), schedule, plan):
         # Batches differ in length: what the step would cost with the usual number of tokens.
-        seconds.append(step.seconds * usual / step.tokens)
+        seconds.append(step.seconds * tokens * step.examples / step.tokens)
         if len(seconds) == TIMED_STEPS or time.perf_counter() - began > TIMED_SECONDS:
             break
     # The first one also allocates, so the least is the fairest.
     each = min(seconds)
-    return {"steps": plan.steps, "seconds": each * plan.steps, "seconds_per_step": each, **memory}
+    return {"steps": plan.steps, "seconds": each * plan.steps, "seconds_per_step": each}
 
 
-def _plan(recipe: Recipe, setup: Setup) -> dict[str, Any]:
+def plan_as_told(recipe: Recipe, setup: Setup | LanguageSetup, tokens: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what would be done, as `check` tells it."""
     return {
         "method": recipe.method.name,
         "base": setup.base.name,
@@ -178,7 +199,7 @@ def _plan(recipe: Recipe, setup: Setup) -> dict[str, Any]:
         "batch_size": recipe.train.batch_size,
         "micro_batch_size": setup.micro_batch_size,
         "max_length": setup.max_length,
-        "tokens": setup.tokens.summary(),
+        "tokens": dict(tokens),
     }
 
 
@@ -214,21 +235,27 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def _resolved(recipe: Recipe, run: Run) -> tuple[Recipe, dict[str, str]]:
+    from finesmith.workflows.tune import resolve
+
+    data, setup = prepared(recipe, run)
+    return resolve(recipe, data, setup), setup.why
+
+
 def infer_recipe(recipe: Recipe) -> str:
     """Return the recipe as commented YAML with every value that would be inferred, and why."""
     from finesmith.recipe import replace, to_yaml
-    from finesmith.workflows.tune import resolve
 
     with tempfile.TemporaryDirectory(prefix="finesmith-init-") as folder:
         run = Run.create(Path(folder) / "init", command="init")
         try:
-            data, setup = prepared(recipe, run)
+            resolved, why = language.resolved(recipe, run) if recipe.task in LANGUAGE else _resolved(recipe, run)
         finally:
             run.close()
     # What depends on the moment stays open: free memory, and the range test that only a run makes.
     later: dict[str, Any] = {"train.micro_batch_size": recipe.train.micro_batch_size}
     if recipe.train.learning_rate == "auto":
         later["train.learning_rate"] = "auto"
-    comments = {key: f"inferred: {reason}" for key, reason in setup.why.items() if key not in later}
+    comments = {key: f"inferred: {reason}" for key, reason in why.items() if key not in later}
     header = "Written by finesmith init. Run it with: finesmith tune recipe.yaml"
-    return to_yaml(replace(resolve(recipe, data, setup), later), comments=comments, header=header)
+    return to_yaml(replace(resolved, later), comments=comments, header=header)

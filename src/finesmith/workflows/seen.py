@@ -1,0 +1,20 @@
+"""What a look at a recipe's data and model showed, before anything was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from finesmith.guards.preflight import Probed
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """summary: as in data.json; probes: in the order in which they ran; plan and forecast: as `check` tells them."""
+
+    summary: Mapping[str, Any]
+    probes: Sequence[Probed]
+    plan: Mapping[str, Any]
+    forecast: Mapping[str, Any]
