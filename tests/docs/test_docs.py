@@ -16,8 +16,9 @@ import pytest
 import typer
 
 from finesmith import cli, tasks
-from finesmith.recipe import document, load
+from finesmith.recipe import LANGUAGE, document, load
 from finesmith.recipe.keys import LORA_OPTIONS, keys
+from finesmith.tasks.language import Reading
 
 ROOT = Path(__file__).resolve().parents[2]
 SKIPPED = {".venv", ".git", "runs", "build", "dist", "node_modules"}
@@ -335,8 +336,15 @@ def test_example_recipes_name_columns_that_the_data_has(
     from finesmith.data.sources import read
 
     monkeypatch.chdir(ROOT)
-    data = load(Path("examples") / path.name).data
+    recipe = load(Path("examples") / path.name)
+    data = recipe.data
     assert isinstance(data.train, str)
+    if recipe.task in LANGUAGE:
+        kind = tasks.language_task(recipe.task)
+        for source in (data.train, data.validation, data.test):
+            if isinstance(source, str):
+                assert len(kind.read([str(shared / Path(source).relative_to("../shared"))], Reading()))
+        return
     if "shared" not in Path(data.train).parts:
         return
     for source in (data.train, data.validation, data.test):

@@ -44,6 +44,8 @@ PREDICTIONS = "predictions/test.parquet"
 LORA = {"method.name": "lora", "train.learning_rate": 1e-2}
 FEATURES = {"method.name": "features", **dict.fromkeys(("train.learning_rate", "train.epochs", "train.evaluations",
             "train.batch_size", "train.micro_batch_size", "model.dropout"), REMOVED)}  # fmt: skip
+MASKED = {"task": "masked-text", "data.text": REMOVED, "data.label": REMOVED, "evaluate.baselines": REMOVED,
+          "data.max_length": 16}  # fmt: skip
 NO_LEARNING = {"train.learning_rate": 0.9, "train.epochs": 8, "train.schedule": "constant"}
 ELSEWHERE = {"output.dir", "output.cache", "model.revision"}
 
@@ -71,6 +73,10 @@ CASES = [
     Case("data.encoding", "cp1251", ("data.json", PREDICTIONS), "accents"),
     Case("data.max_length", 6, ("data.json", "audit.json", WEIGHTS)),
     Case("data.separator", ",", ("data.json", "scores.json"), "topics", {"task": "multi-label"}),
+    Case("data.document_separator", "~", ("data.json", "splits.parquet"), "notes", MASKED),
+    Case("data.overlap", 4, (WEIGHTS, "scores.json"), "notes", MASKED),
+    Case("mask.rate", 0.4, (WEIGHTS, "scores.json"), "notes", MASKED),
+    Case("mask.whole_words", False, (WEIGHTS, "scores.json"), "notes", MASKED),
     Case("data.domain_words", 3, ("data.json", WEIGHTS), "faulty"),
     Case("data.domain_words", ["moviegoer"], ("data.json", WEIGHTS)),
     audit("empty", "keep"),
@@ -299,6 +305,14 @@ def overlapping(path: Path) -> Path:
     return write_csv(path, [*reviews(30, seed=11), *long[:3], *near])
 
 
+def notes(path: Path) -> Path:
+    """Write documents of some parts each, as plain text."""
+    texts = [text for text, _ in reviews(120, words=24)]
+    path = path.with_suffix(".txt")
+    path.write_text("\n\n".join(" wonderfully ~ ".join(texts[at : at + 2]) for at in range(0, 120, 2)), "utf-8")
+    return path
+
+
 DATA: dict[str, Callable[[Path], Path]] = {
     "reviews": lambda path: write_csv(path, reviews(100)),
     "other": lambda path: write_csv(path, reviews(60, seed=3)),
@@ -309,6 +323,7 @@ DATA: dict[str, Callable[[Path], Path]] = {
     "stars": stars,
     "marked": marked,
     "overlapping": overlapping,
+    "notes": notes,
 }
 
 

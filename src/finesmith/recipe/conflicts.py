@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from finesmith.recipe.language import BASELINES, LANGUAGE, METHODS, UNREAD
+from finesmith.recipe.language import BASELINES, LANGUAGE, METHODS, READ_BY, UNREAD
 from finesmith.recipe.scalars import show
 from finesmith.recipe.schema import USUAL_BASELINES, Data, Recipe
 
@@ -39,6 +39,10 @@ def _method(*names: str) -> Callable[[Recipe], bool]:
 
 def _task(*names: str) -> Callable[[Recipe], bool]:
     return lambda recipe: recipe.task in names
+
+
+def _not_task(*names: str) -> Callable[[Recipe], bool]:
+    return lambda recipe: recipe.task not in names
 
 
 # A solved head takes no steps.
@@ -84,13 +88,15 @@ _IDLE = (
     *(_Idle(key, "task", _task(task), "set another task") for task, unread in UNREAD.items() for key in unread),
 )
 
+_ALL = (*_IDLE, *(_Idle(key, "task", _not_task(*tasks), f"set task: {tasks[0]}") for key, tasks in READ_BY.items()))
+
 _COLUMNS = ("text", "text_pair", "label", "group", "split")
 
 
 def conflicts(recipe: Recipe) -> Iterator[Conflict]:
     """Yield everything wrong between the settings of a recipe whose single values are valid."""
     data, train = recipe.data, recipe.train
-    for idle in _IDLE:
+    for idle in _ALL:
         value, default = value_of(recipe, idle.key), value_of(_DEFAULTS, idle.key)
         if idle.holds(recipe) and value != default:
             made = {k: v for k, v in value.items() if default.get(k) != v} if isinstance(value, dict) else value

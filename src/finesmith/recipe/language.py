@@ -7,6 +7,8 @@ from collections.abc import Mapping
 # By task, the baselines it knows, in the order in which they are run.
 BASELINES: Mapping[str, tuple[str, ...]] = {
     "token-classification": ("majority", "word_tag"),
+    "causal-text": ("base", "ngram"),
+    "masked-text": ("base", "unigram"),
 }
 LANGUAGE = frozenset(BASELINES)
 
@@ -17,8 +19,22 @@ _UNREAD = (
     *(f"data.clean.{name}" for name in _CLEANING),
     "method.pooling", "train.loss", "train.focal_gamma", "train.class_weights", "train.label_smoothing",
 )  # fmt: skip
+# What is said of rows with labels and of a usual length, which documents have not.
+_OF_ROWS = (
+    "data.label", "data.audit.conflicting_labels", "data.audit.group_leakage", "data.audit.length",
+    "data.audit.truncation",
+)  # fmt: skip
 # By task, the keys that it does not read.
 UNREAD: Mapping[str, tuple[str, ...]] = {
     "token-classification": _UNREAD,
+    "causal-text": (*_UNREAD, *_OF_ROWS),
+    "masked-text": (*_UNREAD, *_OF_ROWS),
+}
+# Keys that these tasks alone read.
+READ_BY: Mapping[str, tuple[str, ...]] = {
+    "data.document_separator": ("causal-text", "masked-text"),
+    "data.overlap": ("causal-text", "masked-text"),
+    "mask.rate": ("masked-text",),
+    "mask.whole_words": ("masked-text",),
 }
 METHODS = ("full", "lora")

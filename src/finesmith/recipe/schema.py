@@ -22,7 +22,7 @@ def _known_encoding(value: str) -> str:
 
 
 # A task is a file: its name is known from the folder, without importing it.
-_NO_TASKS = {"__init__", "protocol", "language", "losses", "contrastive", "preferences"}
+_NO_TASKS = {"__init__", "protocol", "language", "documents", "losses", "contrastive", "preferences"}
 _FILES_OF_TASKS = (Path(__file__).parent.parent / "tasks").glob("*.py")
 TASKS = ("auto", *sorted(f.stem.replace("_", "-") for f in _FILES_OF_TASKS if f.stem not in _NO_TASKS))
 
@@ -57,7 +57,7 @@ Sources = Text | Annotated[list[Text], Field(min_length=1)]
 KeepDropStop = Literal["keep", "drop", "stop"]
 KeepStop = Literal["keep", "stop"]
 AnyAction = Literal["keep", "drop", "fix", "stop"]
-Baseline = Literal["majority", "tfidf", "features", "zero_shot", "word_tag"]
+Baseline = Literal["majority", "tfidf", "features", "zero_shot", "word_tag", "base", "ngram", "unigram"]
 # What every recipe without a list means: the baselines of the task at hand, which for classes and numbers are these.
 USUAL_BASELINES = ("majority", "tfidf", "features", "zero_shot")
 
@@ -195,6 +195,18 @@ class Data(Section):
         description="What stands between the labels of a multi-label row; null infers it.",
         json_schema_extra=_accepts("text or null"),
     )
+    document_separator: Text | None = Field(
+        default=None,
+        description="What stands between the documents of a text file; null: blank lines in a file, nothing in a "
+        "folder, whose files are documents. For causal-text and masked-text.",
+        json_schema_extra=_accepts("text or null"),
+    )
+    overlap: Whole = Field(
+        default=0,
+        ge=0,
+        description="Tokens of a document that a following sequence is given again, as context. For causal-text and "
+        "masked-text.",
+    )
     domain_words: Annotated[int, Field(ge=0), BeforeValidator(whole_number)] | list[Text] = Field(
         default=0,
         description="Add words to the vocabulary: so many of the frequent ones that the tokenizer breaks most, or "
@@ -202,6 +214,13 @@ class Data(Section):
     )
     audit: Audit = Field(default_factory=Audit)
     clean: Clean = Field(default_factory=Clean)
+
+
+class Mask(Section):
+    """What a model of masked words has to guess: the task masked-text."""
+
+    rate: Rate = Field(default=0.15, description="Share of the words that is masked; drawn anew in every epoch.")
+    whole_words: Bool = Field(default=True, description="Mask words whole, or each of their pieces by itself.")
 
 
 class Model(Section):
@@ -317,7 +336,8 @@ class Evaluate(Section):
     baselines: Annotated[list[Baseline], Field(min_length=1)] = Field(
         default_factory=lambda: list(USUAL_BASELINES),  # type: ignore[arg-type]
         description="Simpler methods that the tuned model has to beat. Tasks that answer for every token put all of "
-        "their own in place of this list: token-classification majority and word_tag.",
+        "their own in place of this list: token-classification majority and word_tag, causal-text base and ngram, "
+        "masked-text base and unigram.",
         json_schema_extra={"default": list(USUAL_BASELINES)},
     )
     bootstrap_samples: Whole = Field(
@@ -368,6 +388,7 @@ class Recipe(Section):
         json_schema_extra={"enum": list(TASKS)},
     )
     data: Data
+    mask: Mask = Field(default_factory=Mask)
     model: Model = Field(default_factory=Model)
     method: Method = Field(default_factory=Method)
     train: Train = Field(default_factory=Train)

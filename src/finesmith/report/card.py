@@ -76,7 +76,6 @@ def build(run_folder: Path) -> str:
         base=base_name(folder),
         method=words(folder.model.get("method"), 60),
         load=_load(folder),
-        auto=_head(folder)[0],
         labels=[label_text(label, 120) for label in items(folder.data.get("labels"))[:LABELS_SHOWN]],
         labels_left_out=max(0, len(items(folder.data.get("labels"))) - LABELS_SHOWN),
         data=_data(folder),
@@ -88,6 +87,8 @@ def build(run_folder: Path) -> str:
         limits=_limits(folder),
         version=cut(folder.run.get("finesmith"), 40),
     )
+    # The template stays code that runs as it stands.
+    body = body.replace("ForSequenceClassification", f"For{_head(folder)[0]}")
     return f"---\n{front_matter(folder)}---\n\n{body}".encode("utf-8", "replace").decode("utf-8")
 
 

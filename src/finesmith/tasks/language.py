@@ -49,6 +49,17 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
+class Choices:
+    """What the recipe says of tokens: overlap of sequences cut from a document; the share of words that is masked, and
+    whether words are masked whole.
+    """
+
+    overlap: int = 0
+    mask_rate: float = 0.15
+    whole_words: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Corpus:
     """Rows as read: sentences, documents or conversations.
 
@@ -122,6 +133,8 @@ class LanguageTask(ABC):
     purpose: ClassVar[Purpose]
     baselines: ClassVar[tuple[str, ...]]
     audits: ClassVar[frozenset[str]]
+    # The longest sequence in tokens where the recipe leaves it open, None where the data alone decide.
+    usual_length: ClassVar[int | None]
 
     @classmethod
     @abstractmethod
@@ -151,7 +164,7 @@ class LanguageTask(ABC):
 
     @classmethod
     @abstractmethod
-    def learn(cls, train: Corpus) -> LanguageTask:
+    def learn(cls, train: Corpus, choices: Choices) -> LanguageTask:
         """Learn from the training rows what the task needs.
 
         Raises DataError when they teach nothing.
@@ -202,8 +215,8 @@ class LanguageTask(ABC):
         """Run a network over the rows."""
 
     @abstractmethod
-    def fit_baseline(self, name: str, train: Corpus, base: Callable[[], TokenNetwork]) -> Baseline:
-        """Fit a baseline of `baselines` on the training rows; `base` loads the untuned model, once."""
+    def fit_baseline(self, name: str, train: Corpus, encoded: Encoded, base: Callable[[], TokenNetwork]) -> Baseline:
+        """Fit a baseline of `baselines` on the training rows and their tokens; `base` loads the untuned model, once."""
 
     @abstractmethod
     def measure(self, corpus: Corpus, encoded: Encoded, outcome: Outcome) -> dict[str, Measurement]:

@@ -12,6 +12,7 @@ from finesmith.data.tags import OUTSIDE, SCHEMES, Scheme, Sentences, label_names
 from finesmith.errors import DataError
 from finesmith.tasks.language import (
     Baseline,
+    Choices,
     Corpus,
     Encoded,
     LanguageTask,
@@ -58,6 +59,8 @@ class TokenClassification(LanguageTask):
             "truncation", "lexical_diversity",
         }
     )  # fmt: skip
+
+    usual_length: ClassVar[int | None] = None
 
     @classmethod
     def read(cls, sources: Sequence[str], reading: Reading) -> Corpus:
@@ -120,11 +123,12 @@ class TokenClassification(LanguageTask):
         return _corpus(sentences, groups, corpus.origins, corpus.columns, corpus.notes)
 
     @classmethod
-    def learn(cls, train: Corpus) -> TokenClassification:
+    def learn(cls, train: Corpus, choices: Choices) -> TokenClassification:
         """Learn the classes.
 
         Raises DataError when all words have the same tag.
         """
+        del choices
         names = label_names(train.content.tags, train.content.scheme)
         if len(names) < 2:
             raise DataError(
@@ -216,9 +220,9 @@ class TokenClassification(LanguageTask):
         tags = encoded.detail.word_tags(values[:, 0].astype(int))
         return Outcome(tags, sums_by_row(values[:, 1], encoded.rows.offsets), targets_by_row(encoded.rows))
 
-    def fit_baseline(self, name: str, train: Corpus, base: Callable[[], TokenNetwork]) -> Baseline:
+    def fit_baseline(self, name: str, train: Corpus, encoded: Encoded, base: Callable[[], TokenNetwork]) -> Baseline:
         """Fit the most frequent tag of all words (O, as a rule), or that of each word."""
-        del base
+        del encoded, base
         tags: Counter[str] = Counter()
         by_word: dict[str, Counter[str]] = {}
         for row in range(len(train)):

@@ -34,7 +34,7 @@ def fit_baselines(recipe: Recipe, run: Run, data: Gathered, setup: Setup) -> lis
     for name in setup.baselines:
         began = time.perf_counter()
         run.record_live("baseline_start", name=name)
-        baseline = data.task.fit_baseline(name, data.corpora["train"], base)
+        baseline = data.task.fit_baseline(name, data.corpora["train"], setup.encoded["train"], base)
         value = data.task.measure(corpus, encoded, baseline.answer(corpus, encoded))[setup.metric].value
         seconds = time.perf_counter() - began
         run.record("baseline", name=baseline.title, metric=setup.metric, value=value, skipped=None, seconds=seconds)

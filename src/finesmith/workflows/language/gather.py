@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from finesmith.discreet import discreet
 from finesmith.errors import DataError, RunError
-from finesmith.tasks.language import Corpus, LanguageTask, Reading
+from finesmith.tasks.language import Choices, Corpus, LanguageTask, Reading
 from finesmith.types import SPLITS, Examples, Finding, Split
 from finesmith.workflows.prepare import complete, refuse_tiny, tell_findings, token_lengths, where, write_splits
 from finesmith.workflows.rows import as_list
@@ -76,6 +76,8 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
     corpus, given = _read(recipe, run, kind)
     examples = Examples(_count(len(corpus)), corpus.texts, None, corpus.labels, corpus.groups)
     tokens, limit = token_lengths(examples, tokenizer, recipe, longest)
+    if recipe.data.max_length is None and kind.usual_length is not None and limit[0] > kind.usual_length:
+        limit = kind.usual_length, f"the usual length for {kind.name}; longer {kind.unit} make several sequences"
     keep, clusters, findings, flow = _audit(recipe, run, kind, examples, given, tokens, limit[0])
     kept = keep.nonzero()[0]
     if not len(kept):
@@ -86,7 +88,7 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
     positions = {name: kept[where(splits, name)] for name in SPLITS}
     refuse_tiny(positions, len(kept))
     parts = {name: kind.take(corpus, at) for name, at in positions.items()}
-    task = kind.learn(parts["train"])
+    task = kind.learn(parts["train"], choices_of(recipe))
     for name in ("validation", "test"):
         task.require_known(parts[name])
     summary = {
@@ -123,7 +125,12 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
 def reading_of(recipe: Recipe) -> Reading:
     """Return how the recipe has files read."""
     d = recipe.data
-    return Reading(encoding=d.encoding, text=d.text, label=d.label)
+    return Reading(encoding=d.encoding, text=d.text, label=d.label, separator=d.document_separator)
+
+
+def choices_of(recipe: Recipe) -> Choices:
+    """Return what the recipe says of tokens."""
+    return Choices(overlap=recipe.data.overlap, mask_rate=recipe.mask.rate, whole_words=recipe.mask.whole_words)
 
 
 def _read(recipe: Recipe, run: Run, kind: type[LanguageTask]) -> tuple[Corpus, list[Split | None]]:

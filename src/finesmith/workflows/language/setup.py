@@ -88,7 +88,7 @@ def set_up(
     why = dict(data.why)
     metric = _metric(recipe, data, why)
     rate = peak_learning_rate(recipe, report, why)
-    epochs, evaluations = duration(recipe, len(data.corpora["train"]), why)
+    epochs, evaluations = duration(recipe, len(encoded["train"].rows), why)
     config = network.classifier.config
     width = len(task.labels) if task.labels else int(config.get_text_config().vocab_size)
     micro, forecast = fit_memory(recipe, network, encoded["train"].rows.lengths(), device, width)
