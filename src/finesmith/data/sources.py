@@ -153,7 +153,9 @@ def _file(path: Path, name: str, encoding: str | None, commas: bool) -> _Part:
     if not path.is_file():
         raise DataError(f"{name} is not an ordinary file; save the data as a file and name that")
     if form is None:
-        raise DataError(f"{name}: unknown format {path.suffix or '(no extension)'!r}; {folders.KNOWN_FORMATS}")
+        tagged = path.suffix.lower() in (".conll", ".iob", ".iob2", ".bio")
+        hint = "; for words with a tag each --set task=token-classification" if tagged else ""
+        raise DataError(f"{name}: unknown format {path.suffix or '(no extension)'!r}; {folders.KNOWN_FORMATS}{hint}")
     if form in ("parquet", "xlsx"):
         if _is_empty(path, name):
             raise DataError(f"{name} is empty (0 bytes); make or copy the file again")

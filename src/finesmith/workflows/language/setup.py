@@ -90,7 +90,10 @@ def set_up(
     rate = peak_learning_rate(recipe, report, why)
     epochs, evaluations = duration(recipe, len(encoded["train"].rows), why)
     config = network.classifier.config
-    width = len(task.labels) if task.labels else int(config.get_text_config().vocab_size)
+    width = len(task.labels or ())
+    if not width and not network.split:
+        # Else the logits of words are made a few at a time, and only where they are asked for.
+        width = int(config.get_text_config().vocab_size)
     micro, forecast = fit_memory(recipe, network, encoded["train"].rows.lengths(), device, width)
     if recipe.train.micro_batch_size is None:
         why["train.micro_batch_size"] = "the most that is forecast to fit into memory"
