@@ -121,6 +121,8 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "data.max_length": st.integers(4, 10**6),
     "data.domain_words": st.integers(0, 10**6) | st.lists(text, max_size=30),
     "data.clean.lemmatise": st.sampled_from(["en", "es", "no", "on"]),
+    "data.overlap": st.integers(0, 10**6),
+    "mask.rate": open_unit,
     "model.dropout": half_open,
     "method.lora": lora,
     "method.layer_decay": share(exclude_min=True),
@@ -150,7 +152,15 @@ def strategy(key: str) -> st.SearchStrategy[Any]:
     return st.booleans() if "boolean" in kinds else counts if "integer" in kinds else text
 
 
-CLASH = ("change nothing", "keep one", "reads too", "different columns", "at most train.batch_size")
+CLASH = (
+    "change nothing",
+    "keep one",
+    "reads too",
+    "different columns",
+    "at most train.batch_size",
+    "does not have",
+    "would move",
+)
 
 
 @st.composite
@@ -317,7 +327,7 @@ def test_all_bad_values_are_told_at_once() -> None:
 
 def test_a_bad_item_of_a_list_is_named_with_its_place() -> None:
     told = refused({**MINIMAL, "evaluate": {"baselines": ["majority", "tf-idf"]}})["evaluate.baselines"]
-    assert told.startswith("evaluate.baselines[1] is 'tf-idf', expected majority, tfidf, features or zero_shot")
+    assert told.startswith("evaluate.baselines[1] is 'tf-idf', expected majority, tfidf, features, zero_shot, ")
     assert told.endswith("did you mean tfidf?")
 
 
@@ -415,7 +425,7 @@ def test_unknown_keys_get_the_nearest_valid_one(key: str, meant: str) -> None:
 def test_an_unknown_key_like_no_other_gets_the_list() -> None:
     told = refused({**MINIMAL, "guards": {"zzz": 1}})["guards.zzz"]
     assert told == "unknown key guards.zzz; the keys of guards are early_stopping, patience"
-    assert "at the top are task, data, model" in refused({**MINIMAL, "qqqq": 1})["qqqq"]
+    assert "at the top are task, data, mask, model" in refused({**MINIMAL, "qqqq": 1})["qqqq"]
 
 
 def test_every_suggestion_is_a_key() -> None:

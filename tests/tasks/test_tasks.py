@@ -360,7 +360,7 @@ def test_the_label_column_chooses_the_task(kind: str, name: str) -> None:
 def test_a_column_that_fits_no_task_lists_the_choices() -> None:
     with pytest.raises(DataError, match=r"no task fits the label column 'body' \(text with 90 .*--set task=NAME"):
         tasks.choose(LabelColumn("body", "text", 90, 100))
-    with pytest.raises(UserError, match="there is no task 'poetry'; choose one of classification, multi-label"):
+    with pytest.raises(UserError, match="there is no task 'poetry'; choose one of causal-text, classification"):
         tasks.get("poetry")
 
 

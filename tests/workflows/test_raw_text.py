@@ -14,7 +14,7 @@ from jobs import differences, events, read, table, tuned
 from language_jobs import language_plan
 
 import finesmith
-from finesmith.errors import RecipeError
+from finesmith.errors import DataError, RecipeError
 from finesmith.recipe import from_dict
 from finesmith.workflows.apply import evaluate_file, predict_file
 from finesmith.workflows.check import check
@@ -159,3 +159,9 @@ def test_check_probes_without_training(job: dict[str, Any]) -> None:
 def test_masks_are_only_for_masked_text(key: str, value: Any, text: Path) -> None:
     with pytest.raises(RecipeError, match=rf"mask\.{key}"):
         from_dict({**language_plan("causal-text", text, "x", "y"), "mask": {key: value}})
+
+
+def test_a_single_test_document_is_refused_before_anything_is_trained(job: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("the film is good", "utf-8")
+    with pytest.raises(DataError, match="the test split holds 1 documents, too few"):
+        tuned({**job, "data": {**job["data"], "test": str(tmp_path / "one.txt")}}, tmp_path / "run")

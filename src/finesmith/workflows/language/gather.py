@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     Ints = npt.NDArray[np.int64]
 
 
+# One row says nothing of how others would do.
+FEWEST_TESTED = 2
+
+
 class SealedCorpus:
     """The test rows, which are opened once, at the end; the run folder records when."""
 
@@ -87,6 +91,12 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
         run.record("note", message=note)
     positions = {name: kept[where(splits, name)] for name in SPLITS}
     refuse_tiny(positions, len(kept))
+    if len(positions["test"]) < FEWEST_TESTED:
+        raise DataError(
+            f"the test split holds {len(positions['test'])} {kind.unit}, too few to compare models on; expected "
+            f"at least {FEWEST_TESTED}: raise data.test_fraction, add {kind.unit}, or part them with "
+            "data.document_separator"
+        )
     parts = {name: kind.take(corpus, at) for name, at in positions.items()}
     task = kind.learn(parts["train"], choices_of(recipe))
     for name in ("validation", "test"):
