@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finesmith.aside import Aside, Tell, may_fork
-from finesmith.models.load import find
-from finesmith.workflows.prepare import Prepared, prepare, tell_findings
-from finesmith.workflows.setup import longest_sequence, open_tokenizer, require_known
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,6 +17,7 @@ if TYPE_CHECKING:
     from finesmith.recipe import Recipe
     from finesmith.run import Run
     from finesmith.types import Finding
+    from finesmith.workflows.prepare import Prepared
 
     Found = tuple[Base, Prepared]
 
@@ -52,6 +50,8 @@ class Ahead:
 
         Raises what `find`, `open_tokenizer`, `require_known` and `prepare` raise.
         """
+        from finesmith.workflows.setup import open_tokenizer
+
         if self._aside is None:
             base, tokenizer, data, self._rest = self._prepare(self._run)
             self._found = base, data
@@ -65,11 +65,17 @@ class Ahead:
 
     def finish(self) -> None:
         """Wait for the rest of the audit and record what it found; calling it again does nothing."""
+        from finesmith.workflows.prepare import tell_findings
+
         if self._rest is not None and self._found is not None:
             tell_findings(self._run, self._found[1].findings, self._rest())
             self._rest = None
 
     def _prepare(self, run: Run) -> tuple[Base, PreTrainedTokenizerBase, Prepared, Callable[[], tuple[Finding, ...]]]:
+        from finesmith.models.load import find
+        from finesmith.workflows.prepare import prepare
+        from finesmith.workflows.setup import longest_sequence, open_tokenizer, require_known
+
         base = find(self._recipe.model.base, self._recipe.model.revision)
         tokenizer = open_tokenizer(self._recipe, base)
         require_known(base, tokenizer)
