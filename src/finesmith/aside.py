@@ -110,7 +110,7 @@ class Aside(Generic[T]):
             how = f"signal {-code}" if code and code < 0 else f"status {code}"
             raise FinesmithError(
                 f"the process that prepared the data was ended from outside ({how}); where memory ran out, free some "
-                "or use fewer rows, then go on with `finesmith resume`"
+                "or use fewer rows, then start again, or go on with `finesmith resume`"
             ) from None
         if kind == "told":
             self._hear(value)
