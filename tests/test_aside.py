@@ -479,3 +479,19 @@ def test_processes_are_not_left_as_zombies(forked: Start) -> None:
         with forked(lambda _, number=number: json.dumps(number)) as aside:
             assert aside.result() == str(number)
     assert len(psutil.Process().children()) == before
+
+
+def test_a_worker_of_a_pool_does_not_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    import multiprocessing
+
+    class Worker:
+        daemon = True
+
+    monkeypatch.setattr(module, "THREADED", ())
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    assert may_fork()
+    monkeypatch.setattr(multiprocessing, "current_process", Worker)
+    assert not may_fork()
+    with Aside(lambda _: 3) as aside:
+        assert not aside.elsewhere
+        assert aside.result() == 3

@@ -104,7 +104,7 @@ class Aside(Generic[T]):
             return
         try:
             kind, value = self._received.recv()
-        except EOFError:
+        except (EOFError, OSError):
             self._process.join()
             code = self._process.exitcode
             how = f"signal {-code}" if code and code < 0 else f"status {code}"
@@ -124,6 +124,10 @@ class Aside(Generic[T]):
 def may_fork() -> bool:
     """Whether work aside gains time and is safe: Linux, more than one core, no library with threads loaded yet."""
     if sys.platform != "linux" or any(name in sys.modules for name in THREADED):
+        return False
+    from multiprocessing import current_process
+
+    if current_process().daemon:  # a worker of somebody's pool, which may have no children
         return False
     return len(os.sched_getaffinity(0)) > 1
 

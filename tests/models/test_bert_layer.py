@@ -478,3 +478,47 @@ def test_dropout_of_the_layer_follows_the_mode(dropout: float, layers_run: list[
     outs = [forward.logits(network, batch) for _ in range(2)]
     assert torch.equal(*outs)
     assert len(layers_run) == 12
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+def test_what_is_not_remembered_is_computed_without_all_weights(
+    first_only: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, layout = reference(), layout_of(torch.tensor([1, 3, 5, 5, 9]))
+    states, weights = states_of(layout), weights_of(layer)
+    assert weights is not None
+    rules = [
+        LayerRule(layout.groups, HEADS, EPSILONS, 0.0, 0.0, layout.starts if first_only else None, remember)
+        for remember in (True, False)
+    ]
+    with torch.no_grad():
+        expected = layer_states(states, weights, rules[0])
+        monkeypatch.setattr(bert_layer, "LONG", 2)
+        called: list[int] = []
+        kernel = nn.functional.scaled_dot_product_attention
+
+        def counted(query: Tensor, *parts: Tensor, **options: Any) -> Tensor:
+            called.append(query.shape[-2])
+            return kernel(query, *parts, **options)
+
+        monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", counted)
+        found = layer_states(states, weights, rules[1])
+    assert len(called) == 3, "one call for each length above the limit"
+    assert float((found - expected).abs().max()) < 1e-10
+
+
+def test_many_attention_weights_are_dropped_by_bytes_with_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, layout = reference(), layout_of(torch.tensor([4, 4, 7]))
+    weights = weights_of(layer)
+    assert weights is not None
+    rule = LayerRule(layout.groups, HEADS, EPSILONS, 0.3, 0.2)
+    results = []
+    for kept in (4096, 0):
+        monkeypatch.setattr(bert_layer, "KEPT_WEIGHTS", kept)
+        states = states_of(layout).requires_grad_()
+        torch.manual_seed(3)
+        out = layer_states(states, weights, rule)
+        out.square().sum().backward()
+        results.append((out.detach(), states.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.allclose(results[0][1], results[1][1], rtol=0, atol=1e-12)  # type: ignore[arg-type]

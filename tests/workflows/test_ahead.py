@@ -19,8 +19,11 @@ import torch
 from jobs import differences, events, plan, read, reviews, timeless, with_values, write_csv
 from transformers import BertConfig, BertModel
 
+from finesmith.errors import UserError
+from finesmith.recipe import from_dict
 from finesmith.run import read_state
-from finesmith.workflows.tune import resume
+from finesmith.workflows.ahead import _small_files
+from finesmith.workflows.tune import resume, tune
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks")]
 
@@ -441,3 +444,34 @@ def test_texts_are_withheld_from_what_is_told_late(job: Job, whole: Path, tmp_pa
     assert mine.keys() == open_.keys()
     for kind in LATE:
         assert (mine[kind]["count"], mine[kind]["ids"]) == (open_[kind]["count"], open_[kind]["ids"])
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "small"),
+    [
+        ("a.csv", 64 * 2**20, True), ("a.csv", 64 * 2**20 + 1, False),
+        ("a.csv.gz", 6 * 2**20, True), ("a.csv.gz", 7 * 2**20, False), ("a.parquet", 7 * 2**20, False),
+    ],
+)  # fmt: skip
+def test_what_may_unfold_counts_tenfold(name: str, size: int, small: bool, tmp_path: Path) -> None:
+    path = tmp_path / name
+    with path.open("wb") as file:
+        file.truncate(size)
+    recipe = from_dict({"data": {"train": str(path)}})
+    assert _small_files(recipe) is small
+
+
+def test_a_run_that_fails_before_its_first_step_has_the_whole_audit(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise UserError("nothing fits today")
+
+    data = write_csv(tmp_path / "reviews.csv", reviews(64, seed=1))
+    monkeypatch.setattr("finesmith.workflows.fit.fit", broken)
+    tree = plan(data, tiny_model, tmp_path / "cache")
+    with pytest.raises(UserError, match="nothing fits today"):
+        tune(from_dict(tree), out=str(tmp_path / "run"))
+    kinds = [finding["kind"] for finding in read(tmp_path / "run", "audit.json")["findings"]]
+    assert "lexical_diversity" in kinds
+    assert "mixed_language" in kinds

@@ -217,7 +217,7 @@ def _bert_layer(layer: Any, states: Tensor, layout: Layout, first: Tensor | None
             epsilons = output.LayerNorm.eps, layer.output.LayerNorm.eps
             dropouts = (attention.dropout.p, output.dropout.p) if layer.training else (0.0, 0.0)
             heads = attention.num_attention_heads
-            rule = LayerRule(layout.groups, heads, epsilons, dropouts[0], dropouts[1], first)
+            rule = LayerRule(layout.groups, heads, epsilons, dropouts[0], dropouts[1], first, torch.is_grad_enabled())
             return layer_states(states, weights, rule)
     if first is None:
         return layer(states[None], ragged_layout=layout)[0]  # type: ignore[no-any-return]

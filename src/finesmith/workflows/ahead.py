@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from finesmith.aside import Aside, Tell, may_fork
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 # Sending more rows from one process to the other would cost more than the imports.
 LARGEST = 64 * 2**20
+# What other files hold may be many times as large.
+PLAIN = frozenset({".csv", ".json", ".jsonl", ".tsv", ".txt"})
 
 
 class Ahead:
@@ -41,9 +45,13 @@ class Ahead:
     def __enter__(self) -> Ahead:
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        if kind is not None and issubclass(kind, Exception):
+            # Whoever looks for the cause of a failure finds the whole audit.
+            with suppress(Exception):
+                self.finish()
         if self._aside is not None:
-            self._aside.__exit__(*error)
+            self._aside.__exit__(kind, value, at)
 
     def data(self) -> tuple[Base, PreTrainedTokenizerBase, Prepared]:
         """Return the base model, its tokenizer and the data.
@@ -105,7 +113,9 @@ def _small_files(recipe: Recipe) -> bool:
     given = (recipe.data.train, recipe.data.validation, recipe.data.test)
     sources = [source for one in given if one for source in ([one] if isinstance(one, str) else one)]
     paths = [Path(source).expanduser() for source in sources]
-    return all(path.is_file() for path in paths) and sum(path.stat().st_size for path in paths) <= LARGEST
+    if not all(path.is_file() for path in paths):
+        return False
+    return sum(path.stat().st_size * (1 if path.suffix in PLAIN else 10) for path in paths) <= LARGEST
 
 
 class _NoPandas:

@@ -163,7 +163,7 @@ def loss_of(data: Prepared, setup: Setup) -> Callable[[Batch], tuple[torch.Tenso
 
 
 def new_optimizer(recipe: Recipe, setup: Setup, learning_rate: float) -> Optimizer:
-    """Return Optimizer over what is trainable, with the recipe's decay and per-layer rates."""
+    """Return AdamW over what is trainable, with the recipe's decay and per-layer rates."""
     from finesmith.models.layers import depths
     from finesmith.train.adamw import AdamW
     from finesmith.train.optimiser import layer_scales, parameter_groups
