@@ -201,7 +201,7 @@ def test_one_seed_gives_the_same_bits_and_another_does_not() -> None:
 @pytest.mark.parametrize("dropout", [0.1, 0.5])
 def test_dropout_keeps_its_share_and_the_mean(dropout: float) -> None:
     layout = layout_of(torch.tensor([60] * 20))
-    rule, like = rule_of(layout, attention=dropout, hidden=dropout), torch.empty(0, dtype=torch.float64)
+    rule, like = rule_of(layout, attention=dropout, hidden=dropout), torch.empty(1200, WIDTH, dtype=torch.float64)
     torch.manual_seed(0)
     masks = bert_layer._draw(rule, 1200, WIDTH, like)
     drawn = (masks.attention, masks.first, masks.second)
