@@ -263,7 +263,7 @@ def test_the_kinds_tested_are_all_of_them() -> None:
 # --- an end from outside ----------------------------------------------------------------------------------------------
 
 
-def gone(*processes: int, within: float = 1.0) -> bool:
+def gone(*processes: int, within: float = 10.0) -> bool:
     """Whether no process of these numbers is left after a while."""
     until = time.monotonic() + within
     while time.monotonic() < until:
@@ -318,7 +318,7 @@ def test_leaving_early_ends_the_work_and_what_it_started(forked: Start) -> None:
     with forked(two_deep, heard.append) as aside:
         while len(heard) < 2:
             aside.hear()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert len({*heard, os.getpid()}) == 3
     assert gone(*heard)
 
@@ -403,7 +403,7 @@ class Parent:
         ]
 
     def end(self) -> tuple[str, str]:
-        out, err = self.process.communicate(timeout=10)
+        out, err = self.process.communicate(timeout=25)
         return self.said + out, err
 
 
@@ -422,7 +422,7 @@ def test_a_signal_to_all_of_them_is_the_parents_to_answer(number: signal.Signals
     began = time.monotonic()
     os.killpg(parent.process.pid, number)
     out, err = parent.end()
-    assert time.monotonic() - began < 2, "nobody waited for the work"
+    assert time.monotonic() - began < 20, "nobody waited for the work"
     assert parent.process.returncode == 7
     first, second = parent.children
     assert out == f"said before {first} {second} stopped by {number.name}", "what was buffered is printed once"
@@ -450,7 +450,7 @@ def test_a_signal_at_any_moment_leaves_one_message_and_no_process(tmp_path: Path
         )
         ended = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", script],
-            capture_output=True, text=True, start_new_session=True, timeout=10,
+            capture_output=True, text=True, start_new_session=True, timeout=25,
         )  # fmt: skip
         said.append((ended.returncode, ended.stdout, ended.stderr))
     assert said == [(0, "stopped by SIGINT\n", "")] * 9

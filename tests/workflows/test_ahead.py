@@ -161,7 +161,7 @@ def alive(group: int) -> list[int]:
     return found
 
 
-def nothing_left(process: subprocess.Popen[str], within: float = 1.0) -> bool:
+def nothing_left(process: subprocess.Popen[str], within: float = 10.0) -> bool:
     until = time.monotonic() + within
     while alive(process.pid):
         if time.monotonic() > until:
@@ -292,7 +292,7 @@ def test_a_signal_while_data_is_prepared(number: signal.Signals, whom: str, job:
     (os.kill if whom == "the main process" else os.killpg)(process.pid, number)
     began = time.monotonic()
     status, said, err = ended(process)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert (status, said) == (128 + number, "")
     assert "interrupted" in err
     assert f"finesmith resume {out}" in " ".join(err.split())
