@@ -1,11 +1,13 @@
 """Compare `finesmith predict` with transformers' text-classification pipeline on the same model and rows.
 
-    python bench/predict_speed.py [--slice 4000] [--rounds 3] [--threads 2] [--rows 100000]
+    python bench/predict_speed.py [--slice 4000] [--rounds 3] [--threads 2] [--rows 100000 [--peer-rows 10000]]
 
 The model is the bundled MiniLM, tuned for a moment; the pipeline loads the folder that finesmith saved. Both read a csv
 of distinct sentences, in fp32 on the CPU; finesmith also writes its csv. The pipeline gets the rows as a generator,
 truncation at the same length, and the best batch size of 1, 8, 32 and 64 on rows of its own. Rounds are interleaved,
-each with fresh rows. Labels must be equal and scores within 1e-4. `--rows` is short for one round of so many.
+each with fresh rows. Labels must be equal and scores within 1e-4. `--rows` is short for one round of so many; with
+`--peer-rows` the pipeline, which would need half an hour, gets so many of them, half before finesmith's turn and half
+after.
 
 Sentences are film reviews and then prose from the shared data folder (`FINESMITH_SHARED`, or `../shared` beside the
 repository); where that is absent, the bundled sample's texts joined anew. The last line is JSON: the median ratio by
@@ -140,6 +142,14 @@ def by_pipeline(pipe: Any, data: Path, batch_size: int) -> Timed:
     return Timed(len(found) / clock, len(found) / processor, found)
 
 
+def together(parts: list[Timed]) -> Timed:
+    """Return several runs as one."""
+    rows = [len(part.found) for part in parts]
+    clock = sum(count / part.clock for count, part in zip(rows, parts, strict=True))
+    processor = sum(count / part.processor for count, part in zip(rows, parts, strict=True))
+    return Timed(sum(rows) / clock, sum(rows) / processor, [one for part in parts for one in part.found])
+
+
 def compare(one: list[tuple[str, float]], other: list[tuple[str, float]]) -> float:
     """Return the largest difference of scores; stop where a label differs and is no tie."""
     gap = max(abs(mine[1] - its[1]) for mine, its in zip(one, other, strict=True))
@@ -157,16 +167,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rows", type=int, help="one round of so many rows")
+    parser.add_argument("--peer-rows", type=int, help="with --rows: so many of them for the pipeline")
     chosen = parser.parse_args()
     size, rounds = (chosen.rows, 1) if chosen.rows else (chosen.slice, chosen.rounds)
     os.environ.update(OMP_NUM_THREADS=str(chosen.threads), TOKENIZERS_PARALLELISM="true")
     texts = sentences(TRAINING_ROWS + TRIAL_ROWS + rounds * size)
     with tempfile.TemporaryDirectory() as folder:
         run = tune(texts[:TRAINING_ROWS], Path(folder))
-        measure(run, texts[TRAINING_ROWS:], size, rounds, chosen.threads)
+        measure(run, texts[TRAINING_ROWS:], size, rounds, chosen.threads, chosen.peer_rows)
 
 
-def measure(run: Path, texts: list[str], size: int, rounds: int, threads: int) -> None:
+def measure(run: Path, texts: list[str], size: int, rounds: int, threads: int, peer_rows: int | None) -> None:
     import torch
     from transformers import pipeline
 
@@ -185,10 +196,15 @@ def measure(run: Path, texts: list[str], size: int, rounds: int, threads: int) -
     for number in range(rounds):
         rows = texts[TRIAL_ROWS + number * size : TRIAL_ROWS + (number + 1) * size]
         data = write_rows(rows, run.parent / f"round{number}.csv")
+        halves = [] if peer_rows is None else [slice(peer_rows // 2), slice(len(rows) - peer_rows // 2, None)]
+        parts = [write_rows(rows[half], run.parent / f"half{i}.csv") for i, half in enumerate(halves)]
+        before = [by_pipeline(pipe, part, best) for part in parts[:1]]
         ours = by_finesmith(model, data)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        theirs = by_pipeline(pipe, data, best)
-        gap = max(gap, compare(ours.found, theirs.found))
+        after = [by_pipeline(pipe, part, best) for part in parts[1:]]
+        theirs = together(before + after) if parts else by_pipeline(pipe, data, best)
+        found = [one for half in halves for one in ours.found[half]] if parts else ours.found
+        gap = max(gap, compare(found, theirs.found))
         rounds_of.append((ours, theirs))
         print(f"round {number + 1}: finesmith {ours.clock:.1f}, pipeline {theirs.clock:.1f} rows a second, "
               f"{ours.clock / theirs.clock:.2f}x; a processor second {ours.processor:.1f} and {theirs.processor:.1f}; "

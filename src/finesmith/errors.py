@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from finesmith.discreet import discreet
 
@@ -98,6 +99,6 @@ class RecipeError(UserError):
         more = len(lines) - len(shown)
         super().__init__("\n".join([*shown, *([f"and {more} more; mend these first"] if more else [])]))
 
-    def __reduce__(self) -> tuple[type[RecipeError], tuple[tuple[Problem, ...]]]:
+    def __reduce__(self) -> tuple[type[RecipeError], tuple[tuple[Problem, ...]], dict[str, Any]]:
         """Say how a copy is made: from the problems, not from their text."""
-        return RecipeError, (self.problems,)
+        return RecipeError, (self.problems,), self.__dict__

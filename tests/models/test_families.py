@@ -35,9 +35,9 @@ from transformers import (
 )
 
 from finesmith.errors import ModelError
-from finesmith.models import forward
+from finesmith.models import bert_layer, forward
 from finesmith.models.attention import layout_of
-from finesmith.models.forward import FIRST_TOKEN, OFFSET_POSITIONS, Network
+from finesmith.models.forward import BERT_LAYERS, OFFSET_POSITIONS, Network
 from finesmith.models.load import choose_attention
 from finesmith.types import Batch
 
@@ -228,8 +228,31 @@ def test_families_without_a_ragged_form_run_padded_and_say_so(kind: str) -> None
         choose_attention(network, "ragged")
 
 
-@pytest.mark.parametrize("kind", sorted(FIRST_TOKEN))
-def test_the_top_layer_computes_only_what_the_head_reads(kind: str) -> None:
+@pytest.mark.parametrize("kind", sorted(BERT_LAYERS))
+def test_the_top_layer_in_one_piece_computes_only_what_the_head_reads(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, _ = build(kind)
+    seen: list[int] = []
+    whole = bert_layer.layer_states
+
+    def watched(states: torch.Tensor, weights: Any, rule: bert_layer.LayerRule) -> torch.Tensor:
+        out = whole(states, weights, rule)
+        seen.append(len(out))
+        return out
+
+    monkeypatch.setattr(bert_layer, "layer_states", watched)
+    forward.logits(network, make(LENGTHS))
+    assert seen[:-1] == [sum(LENGTHS)] * (len(seen) - 1)
+    assert seen[-1] == len(LENGTHS)
+    seen.clear()
+    forward.embed(network, make(LENGTHS), "mean")
+    assert set(seen) == {sum(LENGTHS)}, "the mean reads every token"
+
+
+@pytest.mark.parametrize("kind", sorted(BERT_LAYERS))
+def test_the_top_layer_computes_only_what_the_head_reads(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bert_layer, "weights_of", lambda _: None)  # as where an adapter is in the layers
     network, _ = build(kind)
     seen: list[int] = []
     top: Any = network.classifier.base_model.encoder.layer[-1]

@@ -14,7 +14,7 @@ import pytest
 from finesmith.errors import DataError, RunError
 from finesmith.recipe import from_dict
 from finesmith.run import Run
-from finesmith.workflows.prepare import Prepared, prepare
+from finesmith.workflows.prepare import Prepared, prepare, tell_findings
 from finesmith.workflows.rows import is_blank
 from terminal import read_json, reviews, write_csv
 
@@ -32,7 +32,8 @@ def prepared(tiny_model: Path, tmp_path: Path) -> Any:
         task = data.pop("task", "auto")
         run = Run.create(tmp_path / name, command="test")
         try:
-            found = prepare(from_dict({"task": task, "data": data}), run, tokenizer, longest=64)
+            found, rest = prepare(from_dict({"task": task, "data": data}), run, tokenizer, longest=64)
+            tell_findings(run, found.findings, rest())
         finally:
             run.close()
         return found, check_counts(found, run.folder)

@@ -150,7 +150,7 @@ def test_checkpoints_between_evaluations_resume_too(jobs: Jobs, tmp_path: Path) 
 
 
 def test_damaged_newest_checkpoint_is_passed_over(jobs: Jobs, tmp_path: Path) -> None:
-    broken = jobs.killed(jobs.tree("full"), tmp_path / "broken", "event step", 15)
+    broken = jobs.killed(jobs.tree("full"), tmp_path / "broken", "event step", 11)
     newest = max((broken / "checkpoints").glob("step-*"))
     tensors = newest / "tensors.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-1] + b"?")

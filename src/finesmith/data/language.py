@@ -7,7 +7,6 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ FEWEST_LETTERS = 12
 FEWEST_WIDE_LETTERS = 4
 BLOCK = 4096
 
-_LOADING = Lock()
 _NOISE = re.compile(r"https?://\S{1,500}|www\.\S{1,500}|[\w.+-]{1,64}@[\w.-]{1,255}|[@#]\w{1,100}|[\d\W_]{2,}")
 
 
@@ -53,19 +51,9 @@ def detect_many(texts: Iterable[str]) -> list[str | None]:
     told = sorted((row for row, content in enumerate(spelled) if content), key=lambda row: -len(spelled[row]))
     for start in range(0, len(told), BLOCK):
         rows = told[start : start + BLOCK]
-        for row, language in zip(rows, _loaded().languages([spelled[row] for row in rows]), strict=True):
+        for row, language in zip(rows, _model().languages([spelled[row] for row in rows]), strict=True):
             found[row] = language
     return found
-
-
-def preload() -> None:
-    """Begin to load the model in a thread beside, so that the first `detect_many` waits less or not at all."""
-    Thread(target=_loaded, name="language model", daemon=True).start()
-
-
-def _loaded() -> _Model:
-    with _LOADING:
-        return _model()
 
 
 def _bytes(text: str) -> bytes:

@@ -22,19 +22,20 @@ MOST_TOKENS = 50_000_000
 def shorten(
     whole: Tokens,
     texts: Sequence[str],
+    pairs: Sequence[str] | None,
     tokenizer: PreTrainedTokenizerBase,
     *,
     rows: npt.NDArray[np.int64],
     max_length: int,
 ) -> Tokens | None:
-    """Return what `tokenize` would of `texts`, the rows `rows` of those in `whole`, with at most `max_length` tokens.
+    """Return what `tokenize` would of texts and pairs, the rows `rows` of `whole`, with at most `max_length` tokens.
 
     None where only the tokenizer can tell: pairs, tokenizers written in Python, templates of a kind not known here.
     """
     import numpy as np
 
     engine = engine_of(tokenizer)
-    if engine is None or whole.segments is not None or int(whole.offsets[-1]) > MOST_TOKENS:
+    if engine is None or pairs is not None or int(whole.offsets[-1]) > MOST_TOKENS:
         return None
     template = template_of(engine, paired=False)
     if template is None:

@@ -14,12 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from finesmith.models.attention import Group
 from finesmith.models.dropout import keep_mask
 
 # Attention weights of so many values a token are kept for the way back; more would cost more memory than time.
 KEPT_WEIGHTS = 4096
+# Where nothing is remembered, longer sequences go to torch's own kernel, which never holds all their weights.
+LONG = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,8 @@ class LayerRule:
     """How a layer runs.
 
     groups: where the sequences lie; heads; epsilons of the two norms; dropout of attention weights and of states (0
-    while not training); first: int64 [B], the first token of each sequence where nothing else is asked for.
+    while not training); first: int64 [B], the first token of each sequence where nothing else is asked for; remember:
+    whether a way back may follow.
     """
 
     groups: tuple[Group, ...]
@@ -36,6 +40,7 @@ class LayerRule:
     attention_dropout: float
     hidden_dropout: float
     first: Tensor | None = None
+    remember: bool = True
 
 
 def weights_of(layer: Any) -> list[Tensor] | None:
@@ -60,7 +65,7 @@ def layer_states(states: Tensor, weights: Sequence[Tensor], rule: LayerRule) -> 
 
 @dataclass(slots=True)
 class _Masks:
-    """Which values dropout keeps, 1 or 0 in the type of the states, and the factor that keeps the mean."""
+    """Which values dropout keeps, 1 or 0 in the type of the states (in bytes where they are many), and the factors."""
 
     attention: Tensor | None
     first: Tensor | None
@@ -74,7 +79,7 @@ def _draw(rule: LayerRule, rows: int, width: int, like: Tensor) -> _Masks:
     if rule.attention_dropout:
         size = sum(part.size for part in _parts(rule))
         keep, masks.attention_factor = keep_mask([size], rule.attention_dropout)
-        masks.attention = keep.to(like.dtype)
+        masks.attention = keep.to(like.dtype) if size <= KEPT_WEIGHTS * len(like) else keep
     if rule.hidden_dropout:
         keep, masks.hidden_factor = keep_mask([2, rows, width], rule.hidden_dropout)
         masks.first, masks.second = keep.to(like.dtype).unbind(0)
@@ -166,6 +171,10 @@ def _attend(
     for part in _parts(rule):
         q = _cut(query, part.rows, part.count, part.queries)
         k, v = (_cut(x, part.tokens, part.count, part.length) for x in (key, value))
+        if part.length > LONG and not rule.remember and mask is None:
+            attended = nn.functional.scaled_dot_product_attention(q[None], k[None], v[None], scale=1.0)[0]
+            _put(out, part.rows, part.count, part.queries, attended)
+            continue
         weights = torch.softmax(torch.bmm(q, k.transpose(1, 2)), -1)
         if keep:
             kept.append(weights)
@@ -228,7 +237,7 @@ class _Layer(torch.autograd.Function):
         factor = masks.hidden_factor
         joined = _join(weights, rule, masks.attention_factor)
         projected = joined.project(x, rule.first)
-        keep = sum(part.size for part in _parts(rule)) <= KEPT_WEIGHTS * len(x)
+        keep = rule.remember and sum(part.size for part in _parts(rule)) <= KEPT_WEIGHTS * len(x)
         context, kept = _attend(projected, rule, masks.attention, keep)
         sum1 = _add_dropped(residual, torch.addmm(bo, context, wo.t(), beta=factor, alpha=factor), masks.first)
         middle, *norm1 = _norm(sum1, g1, b1, rule.epsilons[0])
@@ -242,13 +251,15 @@ class _Layer(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the states and of every weight."""
         x, *weights = ctx.saved_tensors
         wo, _, g1, b1, wi, _, wf, _, g2, b2 = weights[6:]
         rule, masks, joined = ctx.rule, ctx.masks, ctx.joined
         projected, context, sum1, norm1, middle, inner, active, sum2, norm2 = ctx.states
-        ctx.states = None
+        kept = ctx.kept
+        ctx.states = ctx.kept = ctx.masks = ctx.joined = None
         factor = masks.hidden_factor
         to_sum2, to_g2, to_b2 = _norm_backward(gradients[0].contiguous(), sum2, norm2, g2, b2)
         to_out = to_sum2 if masks.second is None else to_sum2 * masks.second
@@ -258,10 +269,7 @@ class _Layer(torch.autograd.Function):
         to_sum1, to_g1, to_b1 = _norm_backward(torch.addmm(to_sum2, to_inner, wi), sum1, norm1, g1, b1)
         to_context = to_sum1 if masks.first is None else to_sum1 * masks.first
         to_wo, to_bo = _linear_gradients(to_context, context, factor)
-        to_query, to_joined = _attend_backward(
-            projected, _times(to_context, wo, factor), rule, masks.attention, ctx.kept
-        )
-        ctx.kept = None
+        to_query, to_joined = _attend_backward(projected, _times(to_context, wo, factor), rule, masks.attention, kept)
         to_x, to_attention = _joined_gradients(x, to_sum1, to_query, to_joined, joined, rule.first)
         return (
             to_x, None, *to_attention, to_wo, to_bo, to_g1, to_b1, to_wi, to_bi, to_wf, to_bf, to_g2, to_b2,

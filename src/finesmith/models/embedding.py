@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding
 
 # Smaller tables are cleared in no time.
@@ -63,6 +64,7 @@ class _Rows(torch.autograd.Function):
         return embedding(tokens, table)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
         """Add to the table's gradient in place."""
         (tokens,) = ctx.saved_tensors
@@ -72,11 +74,14 @@ class _Rows(torch.autograd.Function):
 
 def keep_gradients(module: nn.Module) -> int:
     """Replace every large embedding of `module` whose table nothing else uses; return how many there were."""
-    users = Counter(id(p) for m in module.modules() for p in m.parameters(recurse=False))
+    users = Counter(id(p) for _, p in module.named_parameters(remove_duplicate=False))
     replaced = 0
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if not isinstance(child, nn.Embedding) or child.max_norm is not None or child.scale_grad_by_freq:
+                continue
+            # Some families scale the rows in a forward of their own.
+            if child.sparse or type(child).forward is not nn.Embedding.forward:
                 continue
             if child.weight.numel() >= WORTH_KEEPING and users[id(child.weight)] == 1:
                 setattr(parent, name, KeptEmbedding(child.weight, child.padding_idx).train(child.training))

@@ -200,16 +200,16 @@ def _bert_states(model: Any, batch: Batch, layout: Layout, *, first_only: bool) 
     layers = list(model.base_model.encoder.layer)
     for layer in layers:
         first = layout.starts if first_only and layer is layers[-1] else None
-        states = _bert_layer(layer, states, layout, first)
+        states = _bert_layer(layer, states, layout, first, whole=model.config.hidden_act == "gelu")
     return states  # type: ignore[no-any-return]
 
 
-def _bert_layer(layer: Any, states: Tensor, layout: Layout, first: Tensor | None) -> Tensor:
-    """Run one layer, in one piece where it can be."""
+def _bert_layer(layer: Any, states: Tensor, layout: Layout, first: Tensor | None, *, whole: bool) -> Tensor:
+    """Run one layer, in one piece where it can be and is `whole`: of the one activation that `bert_layer` has."""
     import torch
 
     attention, output = layer.attention.self, layer.attention.output
-    if states.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+    if whole and states.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
         from finesmith.models.bert_layer import LayerRule, layer_states, weights_of
 
         weights = weights_of(layer)
@@ -217,7 +217,7 @@ def _bert_layer(layer: Any, states: Tensor, layout: Layout, first: Tensor | None
             epsilons = output.LayerNorm.eps, layer.output.LayerNorm.eps
             dropouts = (attention.dropout.p, output.dropout.p) if layer.training else (0.0, 0.0)
             heads = attention.num_attention_heads
-            rule = LayerRule(layout.groups, heads, epsilons, dropouts[0], dropouts[1], first)
+            rule = LayerRule(layout.groups, heads, epsilons, dropouts[0], dropouts[1], first, torch.is_grad_enabled())
             return layer_states(states, weights, rule)
     if first is None:
         return layer(states[None], ragged_layout=layout)[0]  # type: ignore[no-any-return]

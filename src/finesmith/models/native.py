@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from finesmith.models.load import LoadReport, load_config
+from finesmith.models.load import LoadReport, load_config, pad_id_of
 from finesmith.models.native_config import NativeConfig, native_config
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from finesmith.models.forward import Network
     from finesmith.models.load import Base, Problem
+
+DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+HEAD = ("classifier.bias", "classifier.weight")
 
 
 class _Linear(nn.Linear):
@@ -157,17 +160,16 @@ def native_classifier(
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: i for i, label in enumerate(labels)}
     if dropout is not None:
-        config.values |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        config.values |= dict.fromkeys(DROPOUTS, dropout)
     model = NativeBert(config)
     tensors, unexpected = _tensors(Path(base.location), model)
     if tensors is None:
         return None
-    head = ("classifier.bias", "classifier.weight")
-    new = () if head[0] in tensors and head[1] in tensors else head
+    new = () if HEAD[0] in tensors else HEAD
     if new:
         torch.manual_seed(seed)
         weight = torch.empty(outputs, config.values["hidden_size"])
-        tensors |= {head[0]: torch.zeros(outputs), head[1]: weight.normal_(0.0, config.values["initializer_range"])}
+        tensors |= {HEAD[0]: torch.zeros(outputs), HEAD[1]: weight.normal_(0.0, config.values["initializer_range"])}
     model.load_state_dict(tensors, assign=True)
     model.eval()
     if config.values["type_vocab_size"] < 2:
@@ -183,13 +185,14 @@ def native_classifier(
     why = "ragged: a plain BERT, run by finesmith's own layers"
     # It has what finesmith asks of transformers' models, until `as_transformers` takes its place.
     alike = cast("PreTrainedModel", model)
-    return Network(model, alike, tokenizer, True, why, config.pad_token_id, fresh=new, source=base), report
+    return Network(model, alike, tokenizer, True, why, pad_id_of(tokenizer), fresh=new, source=base), report
 
 
 def _tensors(folder: Path, model: NativeBert) -> tuple[dict[str, Tensor] | None, tuple[str, ...]]:
     """Return the tensors of a folder under the model's names, and the names it has no place for.
 
-    None where one of the body is missing, of another shape or no number, or where a head was made for another task.
+    None where one of the body is missing, of another shape or no number, or where a head was made for another task or
+    is half there.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -208,7 +211,7 @@ def _tensors(folder: Path, model: NativeBert) -> tuple[dict[str, Tensor] | None,
     }
     if any(name not in kept for name in wanted if name.startswith("bert.")):
         return None, ()
-    if any(name in named and name not in kept for name in wanted):
+    if any(name in named and name not in kept for name in wanted) or (HEAD[0] in kept) != (HEAD[1] in kept):
         return None, ()
     others = sorted(name for name in named if name not in wanted and not name.endswith("embeddings.position_ids"))
     return kept, tuple(others)
@@ -228,8 +231,8 @@ def as_transformers(network: Network) -> None:
     config.num_labels, config.problem_type = own.num_labels, own.problem_type
     if own.id2label:
         config.id2label, config.label2id = dict(own.id2label), dict(own.label2id)
-    for key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-        setattr(config, key, own.values[key])
+    for key in DROPOUTS:
+        setattr(config, key, own.values.get(key))
     model: Any = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
     model.load_state_dict(native.state_dict(), assign=True)
     register()

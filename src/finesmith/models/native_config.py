@@ -23,6 +23,14 @@ PLAIN: dict[str, Any] = {
     "add_cross_attention": False, "chunk_size_feed_forward": 0, "classifier_dropout": None, "pruned_heads": {},
     "quantization_config": None,
 }  # fmt: skip
+# What else may stand there without a say in what the model computes, and of which types; transformers checks some.
+HARMLESS: dict[str, tuple[type, ...]] = {
+    "_name_or_path": (str,), "architectures": (list,), "bos_token_id": (int, type(None)), "directionality": (str,),
+    "dtype": (str,), "eos_token_id": (int, type(None)), "gradient_checkpointing": (bool,), "id2label": (dict,),
+    "label2id": (dict,), "pad_token_id": (int,), "problem_type": (str, type(None)), "tie_word_embeddings": (bool,),
+    "torch_dtype": (str,), "transformers_version": (str,), "use_cache": (bool,),
+}  # fmt: skip
+TYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(slots=True)
@@ -37,6 +45,7 @@ class NativeConfig:
     attribute_map: dict[str, str] = field(default_factory=dict)
 
     model_type = "bert"
+    hidden_act = "gelu"
     is_encoder_decoder = False
     is_decoder = False
 
@@ -70,15 +79,30 @@ def native_config(base: Base) -> NativeConfig | None:
     if not (folder / "model.safetensors").is_file() or (folder / "model.safetensors.index.json").exists():
         return None
     values = read_object(folder / "config.json", SMALL_JSON)
-    if any(values.get(key, plain) not in (plain, None) for key, plain in PLAIN.items()):
+    if "model_type" not in values or not all(_plain(key, value) for key, value in values.items()):
         return None
-    whole = all(type(values.get(key)) is int and values[key] > 0 for key in SIZES)
-    rates = all(type(values.get(key)) in {int, float} for key in RATES)
-    if values.get("model_type") != "bert" or not whole or not rates or type(values.get("pad_token_id")) is not int:
+    if not all(key in values for key in (*SIZES, *RATES, "pad_token_id")) or values["layer_norm_eps"] == 0:
         return None
-    if values["hidden_size"] % values["num_attention_heads"] or values["layer_norm_eps"] <= 0:
+    if values["hidden_size"] % values["num_attention_heads"] or not 0 <= values["pad_token_id"] < values["vocab_size"]:
         return None
-    return NativeConfig({key: value for key, value in values.items() if key not in {"auto_map", "_name_or_path"}})
+    return NativeConfig({key: value for key, value in values.items() if key != "_name_or_path"})
+
+
+def _plain(key: str, value: Any) -> bool:
+    """Whether a key of config.json is known, and its value one that transformers takes and that asks for no more."""
+    if key in PLAIN:
+        return type(value) is type(PLAIN[key]) and value == PLAIN[key]
+    if key in SIZES:
+        return type(value) is int and value > 0
+    if key in RATES:
+        return (type(value) is float or (type(value) is int and "dropout" in key)) and 0 <= value < 1
+    if type(value) not in HARMLESS.get(key, ()):
+        return False
+    if key == "id2label":
+        return all(place.isdecimal() and type(label) is str for place, label in value.items())
+    if key == "label2id":
+        return all(type(place) is int for place in value.values())
+    return key not in {"dtype", "torch_dtype"} or value in TYPES
 
 
 def config_of(base: Base) -> Any:

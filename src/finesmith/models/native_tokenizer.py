@@ -72,19 +72,19 @@ def native_tokenizer(base: Base) -> PreTrainedTokenizerBase | None:
     settings = read_object(folder / "tokenizer_config.json", SMALL_JSON)
     if not path.is_file() or (folder / "added_tokens.json").exists() or not set(settings) <= KNOWN:
         return None
-    if settings.get("tokenizer_class") not in {"BertTokenizer", "BertTokenizerFast"} or not _usual(settings):
+    if settings.get("tokenizer_class") not in ("BertTokenizer", "BertTokenizerFast") or not _usual(settings):
         return None
     if any(value != SPECIAL.get(key) for key, value in _special(folder).items()):
         return None
-    text = path.read_text("utf-8")
     try:
+        text = path.read_text("utf-8")
         described: dict[str, Any] = json.loads(text)
         vocabulary: dict[str, int] = described["model"]["vocab"]
         if not _same(described, settings, vocabulary):
             return None
         engine = Tokenizer.from_str(text)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None  # transformers says what is wrong with it
+    except Exception:  # the library raises no kind of its own; transformers says what is wrong
+        return None
     found = NativeTokenizer(
         engine,
         base,
@@ -104,9 +104,11 @@ def _special(folder: Path) -> dict[str, Any]:
 
 def _usual(settings: dict[str, Any]) -> bool:
     """Whether the settings that change ids beside those of the normaliser have their usual values."""
-    usual = {**SPECIAL, "padding_side": "right", "truncation_side": "right", "extra_special_tokens": None}
+    more = {"extra_special_tokens": None, "model_specific_special_tokens": None}
+    usual = {**SPECIAL, "padding_side": "right", "truncation_side": "right", **more}
     given = {key: settings.get(key, value) for key, value in usual.items()}
-    if given["extra_special_tokens"] in ({}, []):
+    given.update({key: None for key in more if given[key] == {}})
+    if given["extra_special_tokens"] == []:
         given["extra_special_tokens"] = None
     limit = settings.get("model_max_length")
     return given == usual and type(limit) is int and 0 < limit < 1_000_000
@@ -125,16 +127,30 @@ def _same(described: dict[str, Any], settings: dict[str, Any], vocabulary: dict[
     usual = {
         "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100,
     }  # fmt: skip
-    added = {token["content"]: token for token in described.get("added_tokens", [])}
+    tokens = described.get("added_tokens", [])
+    added = {token["content"]: token for token in tokens}
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    ids = vocabulary.values()
     return (
-        described.get("normalizer") == normalizer
+        _exact(described.get("normalizer")) == _exact(normalizer)
         and described.get("pre_tokenizer") == {"type": "BertPreTokenizer"}
-        and model == usual
+        and _exact(model) == _exact(usual)
+        # transformers builds it from the words in the order of their ids, of which each must stand once.
+        and set(map(type, ids)) == {int}
+        and set(ids) == set(range(len(ids)))
         and set(added) == set(SPECIAL.values()) <= set(vocabulary)
-        and all(token == {**plain, "id": vocabulary[name], "content": name} for name, token in added.items())
-        and described.get("post_processor") == _template(vocabulary)
+        and len(tokens) == len(added)
+        and not (described.get("truncation") or {}).get("stride")
+        and all(
+            _exact(token) == _exact({**plain, "id": vocabulary[name], "content": name}) for name, token in added.items()
+        )
+        and _exact(described.get("post_processor")) == _exact(_template(vocabulary))
     )
+
+
+def _exact(value: Any) -> str:
+    """Return a value as text, in which 1 is not true."""
+    return json.dumps(value, sort_keys=True)
 
 
 def _template(vocabulary: dict[str, int]) -> dict[str, Any]:

@@ -28,12 +28,15 @@ def save_classifier(network: Network, folder: Path) -> None:
 
 
 class standard_attention:  # noqa: N801 - reads as a verb at its place of use
-    """Give a network's configuration an attention that other programs know, for as long as it is being saved."""
+    """Give a network's configuration an attention that other programs know while it is being saved, and no bar."""
 
     def __init__(self, network: Network) -> None:
         self.config = network.classifier.config
 
     def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         self.before = self.config._attn_implementation
         self.config._attn_implementation = "sdpa" if self.before.startswith("finesmith") else self.before
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from finesmith.train.adamw import Optimizer
 
-FORMAT = 1
+FORMAT = 2
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 MANIFEST_LIMIT = 64 * 2**20
 NAME = re.compile(r"step-(\d{8,18})")

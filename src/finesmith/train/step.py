@@ -47,6 +47,7 @@ def backward(
             ids = batch.ids.tolist()
             raise DivergenceError(f"the loss is {value} in examples with ids {ids[:20]}", ids)
         (loss / units).backward()  # type: ignore[no-untyped-call]
+        del loss  # or its graph would live through the next micro-batch
         total += value
         examples += len(batch.lengths)
         tokens += len(batch.tokens)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from finesmith.aside import Aside, Tell, may_fork
-from finesmith.models.load import find
-from finesmith.workflows.prepare import Prepared, prepare, tell_findings
-from finesmith.workflows.setup import longest_sequence, open_tokenizer, require_known
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,11 +19,14 @@ if TYPE_CHECKING:
     from finesmith.recipe import Recipe
     from finesmith.run import Run
     from finesmith.types import Finding
+    from finesmith.workflows.prepare import Prepared
 
     Found = tuple[Base, Prepared]
 
 # Sending more rows from one process to the other would cost more than the imports.
 LARGEST = 64 * 2**20
+# What other files hold may be many times as large.
+PLAIN = frozenset({".csv", ".json", ".jsonl", ".tsv", ".txt"})
 
 
 class Ahead:
@@ -43,15 +45,21 @@ class Ahead:
     def __enter__(self) -> Ahead:
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        if kind is not None and issubclass(kind, Exception):
+            # Whoever looks for the cause of a failure finds the whole audit.
+            with suppress(Exception):
+                self.finish()
         if self._aside is not None:
-            self._aside.__exit__(*error)
+            self._aside.__exit__(kind, value, at)
 
     def data(self) -> tuple[Base, PreTrainedTokenizerBase, Prepared]:
         """Return the base model, its tokenizer and the data.
 
         Raises what `find`, `open_tokenizer`, `require_known` and `prepare` raise.
         """
+        from finesmith.workflows.setup import open_tokenizer
+
         if self._aside is None:
             base, tokenizer, data, self._rest = self._prepare(self._run)
             self._found = base, data
@@ -65,11 +73,17 @@ class Ahead:
 
     def finish(self) -> None:
         """Wait for the rest of the audit and record what it found; calling it again does nothing."""
+        from finesmith.workflows.prepare import tell_findings
+
         if self._rest is not None and self._found is not None:
             tell_findings(self._run, self._found[1].findings, self._rest())
             self._rest = None
 
     def _prepare(self, run: Run) -> tuple[Base, PreTrainedTokenizerBase, Prepared, Callable[[], tuple[Finding, ...]]]:
+        from finesmith.models.load import find
+        from finesmith.workflows.prepare import prepare
+        from finesmith.workflows.setup import longest_sequence, open_tokenizer, require_known
+
         base = find(self._recipe.model.base, self._recipe.model.revision)
         tokenizer = open_tokenizer(self._recipe, base)
         require_known(base, tokenizer)
@@ -99,7 +113,9 @@ def _small_files(recipe: Recipe) -> bool:
     given = (recipe.data.train, recipe.data.validation, recipe.data.test)
     sources = [source for one in given if one for source in ([one] if isinstance(one, str) else one)]
     paths = [Path(source).expanduser() for source in sources]
-    return all(path.is_file() for path in paths) and sum(path.stat().st_size for path in paths) <= LARGEST
+    if not all(path.is_file() for path in paths):
+        return False
+    return sum(path.stat().st_size * (1 if path.suffix in PLAIN else 10) for path in paths) <= LARGEST
 
 
 class _NoPandas:

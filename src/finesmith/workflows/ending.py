@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import finesmith
+from finesmith.aside import ElsewhereError
 from finesmith.discreet import discreet
 from finesmith.errors import FinesmithError, RunError, UserError
 from finesmith.run import Clock, Run, State, disk_trouble, read_json
@@ -103,8 +104,11 @@ def _state_of(ended: BaseException | None) -> tuple[State, dict[str, str] | None
 
 def fault(error: Exception) -> str:
     """Say what an unexpected error is and where: not its message, which may hold anything, texts of rows included."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if PACKAGE in Path(frame.filename).parents]
-    place = f" at {Path(frames[-1].filename).relative_to(PACKAGE)}:{frames[-1].lineno}" if frames else ""
+    found = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error.__cause__, ElsewhereError):
+        found = error.__cause__.frames
+    ours = [(Path(file), line) for file, line in found if PACKAGE in Path(file).parents]
+    place = f" at {ours[-1][0].relative_to(PACKAGE)}:{ours[-1][1]}" if ours else ""
     reason = f": {error.strerror}" if isinstance(error, OSError) and error.errno and error.strerror else ""
     return f"{type(error).__name__}{reason}{place}"
 

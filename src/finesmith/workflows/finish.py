@@ -31,6 +31,7 @@ def finish(recipe: Recipe, run: Run, data: Prepared, setup: Setup, fitted: Fitte
     """
     import numpy as np
 
+    from finesmith.data.tokens import tokenize
     from finesmith.recipe import with_absolute_paths
     from finesmith.report import card
     from finesmith.workflows.apply import load_model
@@ -62,7 +63,11 @@ def finish(recipe: Recipe, run: Run, data: Prepared, setup: Setup, fitted: Fitte
             },
         )
         saved = load_model(folder, device=setup.device.device)
-        again = saved.task.outputs(saved.predictor.logits(setup.tokens, positions))
+        # What is shipped holds a tokenizer too, so the proof begins with the texts.
+        proof = data.examples.take(positions)
+        tokenizer = saved.predictor.network.tokenizer
+        tokens = tokenize(proof.texts, proof.pairs, tokenizer, max_length=setup.max_length, cache=None)
+        again = saved.task.outputs(saved.predictor.logits(tokens, np.arange(len(positions))))
         gap = float(np.abs(again - evaluated).max()) if len(positions) else 0.0
         tolerance = 1e-4 * max(1.0, float(np.abs(evaluated).max())) if len(positions) else 0.0
         run.write_json("model.json", {**read_json(run.folder / "model.json"), "reload_gap": gap})

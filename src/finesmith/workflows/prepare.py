@@ -204,7 +204,9 @@ def _audit(
     _refuse_none(rows, len(kept), applied.dropped)
     _refuse_unreadable(rows, findings)
     examples = whole.take(kept)
-    cut = shorten(tokens, examples.texts, tokenizer, rows=kept, max_length=limit[0]) if not applied.fixed else None
+    cut = None
+    if not applied.fixed:
+        cut = shorten(tokens, examples.texts, examples.pairs, tokenizer, rows=kept, max_length=limit[0])
     return _Audited(
         examples, kept, applied.keep, joined, clusters, limit, cut, findings, flow, dict(applied.fixed), changed,
         lambda: audit(cleaned, **look, kinds=waiting),

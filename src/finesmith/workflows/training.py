@@ -109,7 +109,7 @@ def train_job(
 
 
 def new_optimizer(recipe: Recipe, network: Network, learning_rate: float) -> Optimizer:
-    """Return Optimizer over what is trainable, with the recipe's decay and per-layer rates."""
+    """Return AdamW over what is trainable, with the recipe's decay and per-layer rates."""
     from finesmith.models.layers import depths
     from finesmith.train.adamw import AdamW
     from finesmith.train.optimiser import layer_scales, parameter_groups
