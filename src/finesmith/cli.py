@@ -129,17 +129,23 @@ def check(
     plan: Plan,
     model: Model = None,
     sets: Sets = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="Show a few rows as the model will see them; holds texts of the data.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Audit the data and probe the plan: problems, time and memory forecast; trains nothing."""
+    from finesmith.console import show_rows
     from finesmith.workflows.check import check as run_check
 
     display = _display(quiet or as_json)
     try:
         # Its findings stand in the result.
         found = run_check(
-            _recipe(plan, model, sets), listeners=[lambda event: None if event["event"] == "audit" else display(event)]
+            _recipe(plan, model, sets),
+            show=show,
+            listeners=[lambda event: None if event["event"] == "audit" else display(event)],
         )
     finally:
         display.close()
@@ -147,6 +153,8 @@ def check(
         _print_json(found)
     else:
         _tell_check(found)
+        if show:
+            show_rows(found["examples"])
     if not found["ok"]:
         raise typer.Exit(2)
 

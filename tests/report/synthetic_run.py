@@ -92,6 +92,7 @@ def write(
     _data(folder, text, None if regression else labels, draw)
     _model(folder, text)
     _audit(folder, text)
+    _examples(folder, text)
     if state != "finished":
         return folder
     _scores(folder, labels, regression, draw, test_rows)
@@ -322,6 +323,32 @@ def _audit(folder: Path, text: Any) -> None:
                 ),
             ]
         },
+    )  # fmt: skip
+
+
+def _examples(folder: Path, text: Any) -> None:
+    def row(place: int, tokens: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        about = {"id": place, "where": text(f"reviews.csv row {place + 1}"), "why": ["first"], "supervised": 0}
+        return {**about, "length": len(tokens), "original_length": len(tokens), **more, "tokens": tokens}
+
+    words = [{"text": text(word), "kind": "plain"} for word in REVIEWS[6].split()]
+    ends = [{"text": "[CLS]", "kind": "special"}], [{"text": "[SEP]", "kind": "special"}]
+    taught: list[dict[str, Any]] = [
+        {"text": "", "kind": "skipped", "count": 40, "supervised": 3},
+        {"text": text(" line↵"), "kind": "plain"},
+        {"text": "mask", "kind": "supervised", "label": text("warm")},
+        {"text": "</s>", "kind": "supervised", "special": True},
+    ]
+    cut = {"text": "", "kind": "cut", "count": 7}
+    rows = [
+        row(0, [*ends[0], *words, *ends[1]], target=text("positive")),
+        row(1, [*words, *taught], supervised=5),
+        row(2, [{"text": word, "kind": "plain"} for word in ("זה", " סרט", " טוב", " ok")], target="positive"),
+        row(3, [*words, cut], why=["longest", "cut"], length=64, original_length=71, target=text("positive")),
+    ]
+    write_json(
+        folder, "examples.json",
+        {"task": "classification", "meaning": text("Marked tokens are learnt."), "rows": 7166, "examples": rows},
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from finesmith.workflows import shown
 from finesmith.workflows.seen import Seen
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def look(recipe: Recipe, run: Run) -> Seen:
         "memory_bytes": setup.forecast["total"],
         "memory_free_bytes": setup.forecast["free"],
     }
-    return Seen(data.summary, probes, plan_as_told(recipe, setup, data.summary["tokens"]), forecast)
+    plan = plan_as_told(recipe, setup, data.summary["tokens"])
+    return Seen(data.summary, probes, plan, forecast, shown.of_tokens(recipe, data, setup))
 
 
 def resolved(recipe: Recipe, run: Run) -> tuple[Recipe, dict[str, str]]:

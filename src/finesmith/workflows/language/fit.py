@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from finesmith.errors import DataError
+from finesmith.workflows import shown
 from finesmith.workflows.training import Job, Trained, train_job
 
 if TYPE_CHECKING:
@@ -34,7 +35,14 @@ def fit(recipe: Recipe, run: Run, data: Gathered, setup: Setup, checkpoint: Chec
         fingerprint=setup.fingerprint,
         where=data.places,
     )
-    return train_job(recipe, run, job, checkpoint, time.perf_counter(), lambda: None)
+    began = time.perf_counter()
+
+    def begun() -> None:
+        shown.keep(recipe, run, lambda: shown.of_tokens(recipe, data, setup))
+
+    if checkpoint is not None:
+        begun()
+    return train_job(recipe, run, job, checkpoint, began, begun)
 
 
 def plan_of(recipe: Recipe, data: Gathered, setup: Setup) -> Plan:
