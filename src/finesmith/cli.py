@@ -384,7 +384,7 @@ def _fault(error: Exception) -> int:
 
 
 def _recipe(plan: list[str], model: str | None, sets: list[str] | None) -> Recipe:
-    from finesmith.recipe import load, replace
+    from finesmith.recipe import load
 
     given = list(sets or [])
     if model is not None:
@@ -396,7 +396,7 @@ def _recipe(plan: list[str], model: str | None, sets: list[str] | None) -> Recip
         raise UserError(
             f"{recipes[0]} is a recipe; give it alone and name data inside it or with --set data.train=FILE"
         )
-    return replace(load(plan[0], given), {"data.train": plan})
+    return load(plan[0], [*given, f"data.train={json.dumps(plan)}"])
 
 
 def _display(quiet: bool) -> Display:

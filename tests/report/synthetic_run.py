@@ -245,6 +245,10 @@ def _data(folder: Path, text: Any, labels: list[str] | None, draw: random.Random
                 for name, rows in sizes.items()
             },
             "cleaning": {text("white_space"): 214},
+            "mixture": [
+                {"source": text("reviews.csv"), "train": 6000, "test": 890, "weight": 1.0, "draws": 2389},
+                {"source": text("calls.csv"), "train": 1166, "test": 6, "weight": 2.0, "draws": 4777},
+            ],
             "split_notes": [text("Split 80/10/10 by label; near-duplicates stay together.")],
             "tokens": {
                 "fertility": 1.214,
@@ -399,6 +403,12 @@ def _scores(folder: Path, labels: list[str], regression: bool, draw: random.Rand
             "validation": {name: score(value + 0.005, 0.022) for name, value in values.items()},
             "test": {name: score(value, 0.023) for name, value in values.items()},
             "details": details,
+            "by_source": {
+                "test": [
+                    {"source": "reviews.csv", "rows": 700, "scores": {m: score(v, 0.03) for m, v in values.items()}},
+                    {"source": "calls.csv", "rows": 6, "scores": None, "note": "too few rows to be scored"},
+                ]
+            },
         },
     )
     simpler = {"majority": -0.327, "tfidf": -0.061, "features": -0.042}

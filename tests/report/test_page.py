@@ -310,6 +310,17 @@ def test_what_a_finding_shows_is_told(tmp_path: Path) -> None:
     assert "'[SPAM]' in 98 %" in parsed(page.build(folder)).words
 
 
+def test_each_source_has_its_scores_or_says_why_not(tmp_path: Path) -> None:
+    folder = synthetic_run.write(tmp_path / "run", test_rows=30, steps=12)
+    words = assert_harmless(page.build(folder)).words
+    assert "reviews.csv 1 6,000 2,389 890 82.7 % 79.7 to 85.7 %" in words
+    assert "calls.csv too few rows to be scored 2 1,166 4,777 6 – – – –" in words
+    data = json.loads((folder / "data.json").read_text())
+    del data["mixture"][1]
+    synthetic_run.write_json(folder, "data.json", data)
+    assert "By source" not in assert_harmless(page.build(folder)).words
+
+
 def test_rows_are_shown_as_the_model_was_fed_them(tmp_path: Path) -> None:
     folder = synthetic_run.write(tmp_path / "run", test_rows=30, steps=12)
     html = page.build(folder).read_text("utf-8")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finesmith.discreet import discreet
-from finesmith.report import charts, curves, examples, mistakes, sections
+from finesmith.report import by_source, charts, curves, examples, mistakes, sections
 from finesmith.report.folder import RunFolder, items, mapping, read, records
 from finesmith.report.format import (
     LOWER_IS_BETTER,
@@ -102,6 +102,7 @@ def render(folder: RunFolder) -> str:
         withheld=folder.withheld,
         banner=banner(folder),
         comparison=comparison(folder),
+        by_source=by_source.by_source(folder),
         figures=key_figures(folder),
         curves=curves.draw(folder),
         story=curves.story(folder),

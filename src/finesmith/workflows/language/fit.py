@@ -11,6 +11,8 @@ from finesmith.workflows import shown
 from finesmith.workflows.training import Job, Trained, train_job
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
 
     from finesmith.recipe import Recipe
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     from finesmith.types import Batch
     from finesmith.workflows.language.gather import Gathered
     from finesmith.workflows.language.setup import Setup
+
+    Ints = npt.NDArray[np.int64]
+
+NAMED_AT_ONCE = 512
 
 
 def fit(recipe: Recipe, run: Run, data: Gathered, setup: Setup, checkpoint: Checkpoint | None) -> Trained:
@@ -54,15 +60,28 @@ def plan_of(recipe: Recipe, data: Gathered, setup: Setup) -> Plan:
     lengths = encoded.rows.lengths()
     count, device, ids = len(lengths), setup.network.device, data.ids["train"]
     per_epoch = batches.steps_per_epoch(count, t.batch_size)
+    order = None if recipe.data.weights is None else data.mixture.order(recipe, _owners(data, setup, lengths))
 
     def make(step: int) -> tuple[Sequence[Batch], int]:
         epoch = step // per_epoch
-        chosen = batches.batch_positions(count, t.batch_size, seed=t.seed, step=step)
+        chosen = batches.batch_positions(count, t.batch_size, seed=t.seed, step=step, order=order)
         parts = batches.micro_batches(chosen, lengths, setup.micro_batch_size)
         made = [task.batch(encoded, part, ids, epoch, t.seed, device) for part in parts]
         return made, max(1, sum(int((batch.targets != -100).sum()) for batch in made if batch.targets is not None))
 
     return Plan(max(1, round(per_epoch * setup.epochs)), per_epoch, make, t.max_grad_norm, t.seed)
+
+
+def _owners(data: Gathered, setup: Setup, lengths: Ints) -> Ints:
+    """Return the id of the row that each training sequence is made from, as its batches name it."""
+    import numpy as np
+
+    owners = np.empty(len(lengths), np.int64)
+    order = np.argsort(lengths, kind="stable")
+    for start in range(0, len(order), NAMED_AT_ONCE):
+        part = order[start : start + NAMED_AT_ONCE]
+        owners[part] = data.task.batch(setup.encoded["train"], part, data.ids["train"], 0, 0, "cpu").ids.numpy()
+    return owners
 
 
 def loss_of(setup: Setup) -> Callable[[Batch], tuple[torch.Tensor, int]]:

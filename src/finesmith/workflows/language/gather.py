@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from finesmith.data.sources import refuse_twice
 from finesmith.discreet import discreet
 from finesmith.errors import DataError, RunError
 from finesmith.tasks.language import Choices, Corpus, LanguageTask, Reading
 from finesmith.types import SPLITS, Examples, Finding, Split
+from finesmith.workflows.mixture import Mixture, mixture_of
 from finesmith.workflows.prepare import complete, refuse_tiny, tell_findings, token_lengths, where, write_splits
 from finesmith.workflows.rows import as_list
 
@@ -53,15 +55,16 @@ class SealedCorpus:
 class Gathered:
     """Rows ready for a model.
 
-    corpora: train and validation (test only in `test`, sealed); ids: int64, those of the rows of each split; places:
-    the place of each id, for messages; tokens: what the data page tells of lengths; why: the reason for each inferred
-    recipe key.
+    corpora: train and validation (test only in `test`, sealed); ids: int64, those of the rows of each split; mixture:
+    which source each row is of; places: the place of each id, for messages; tokens: what the data page tells of
+    lengths; why: the reason for each inferred recipe key.
     """
 
     task: LanguageTask
     corpora: Mapping[Split, Corpus]
     test: SealedCorpus
     ids: Mapping[Split, Ints]
+    mixture: Mixture
     places: Sequence[str]
     tokens: Tokens
     max_length: int
@@ -77,7 +80,7 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
     from finesmith import tasks
 
     kind = tasks.language_task(recipe.task)
-    corpus, given = _read(recipe, run, kind)
+    corpus, given, mixture = _read(recipe, run, kind)
     examples = Examples(_count(len(corpus)), corpus.texts, None, corpus.labels, corpus.groups)
     tokens, limit = token_lengths(examples, tokenizer, recipe, longest)
     if recipe.data.max_length is None and kind.usual_length is not None and limit[0] > kind.usual_length:
@@ -112,6 +115,7 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
         "labels": list(task.labels) if task.labels else None,
         "splits": {name: {"rows": len(part), **task.summary(part)} for name, part in parts.items()},
         "split_notes": notes,
+        "mixture": mixture.counted(recipe, positions),
         "max_length": limit[0],
         "tokens": {**tokens.summary(), "added_words": []},
     }
@@ -124,6 +128,7 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
         corpora={"train": parts["train"], "validation": parts["validation"]},
         test=SealedCorpus(parts["test"]),
         ids=positions,
+        mixture=mixture,
         places=corpus.where,
         tokens=tokens,
         max_length=limit[0],
@@ -143,20 +148,24 @@ def choices_of(recipe: Recipe) -> Choices:
     return Choices(overlap=recipe.data.overlap, mask_rate=recipe.mask.rate, whole_words=recipe.mask.whole_words)
 
 
-def _read(recipe: Recipe, run: Run, kind: type[LanguageTask]) -> tuple[Corpus, list[Split | None]]:
-    """Read every split's sources; return all rows end to end, and the split each was given (None: to be split)."""
+def _read(recipe: Recipe, run: Run, kind: type[LanguageTask]) -> tuple[Corpus, list[Split | None], Mixture]:
+    """Read every source; return all rows end to end, the split each was given (None: to be split), and its source."""
     d, reading = recipe.data, reading_of(recipe)
     named: dict[Split, list[str]] = {
         "train": as_list(d.train),
         "validation": as_list(d.validation),
         "test": as_list(d.test),
     }
-    read = {split: kind.read(sources, reading) for split, sources in named.items() if sources}
+    parts: list[Corpus] = []
     given: list[Split | None] = []
-    for split, part in read.items():
-        open_rows = split == "train" and len(read) < len(SPLITS)
-        given += [None if open_rows else split] * len(part)
-    parts = list(read.values())
+    mixed = []
+    for split, sources in named.items():
+        refuse_twice(sources)
+        read = [kind.read([source], reading) for source in sources]
+        open_rows = split == "train" and not all(named.values())
+        given += [None if open_rows else split] * sum(map(len, read))
+        mixed.append(([discreet(source) for source in sources], [(i, len(part)) for i, part in enumerate(read)]))
+        parts += read
     corpus = parts[0] if len(parts) == 1 else kind.join(parts)
     first = 0
     origins = []
@@ -167,7 +176,7 @@ def _read(recipe: Recipe, run: Run, kind: type[LanguageTask]) -> tuple[Corpus, l
         for note in origin.notes:
             run.record("note", message=f"{discreet(origin.name)}: {note}")
     places = [discreet(place) for place in corpus.where]
-    return replace(corpus, origins=origins, where=places), given
+    return replace(corpus, origins=origins, where=places), given, mixture_of(mixed)
 
 
 def _audit(
