@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from finesmith.data.supervised import Supervised
     from finesmith.evaluate.measurement import Measurement
     from finesmith.models.adapter_kinds import Purpose
+    from finesmith.models.language import Attention
+    from finesmith.models.load import Base, LoadReport
     from finesmith.models.token_heads import Kind, TokenNetwork
     from finesmith.types import Batch
 
@@ -209,6 +211,56 @@ class LanguageTask(ABC):
     @abstractmethod
     def batch(self, encoded: Encoded, positions: Ints, ids: Ints, epoch: int, seed: int, device: Any) -> Batch:
         """Return rows of `encoded` (ascending in length) as a training batch of this epoch."""
+
+    def order(self, encoded: Encoded, batch_size: int, seed: int, step: int) -> Ints:
+        """Return the positions of the rows of a step: by default every row once an epoch, in an order drawn anew."""
+        from finesmith.data.batches import batch_positions
+
+        return batch_positions(len(encoded.rows), batch_size, seed=seed, step=step)
+
+    def steps_per_epoch(self, encoded: Encoded, batch_size: int) -> int:
+        """Return how many steps see every row once."""
+        from finesmith.data.batches import steps_per_epoch
+
+        return steps_per_epoch(len(encoded.rows), batch_size)
+
+    def load(
+        self,
+        base: Base,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        seed: int,
+        dropout: float | None = None,
+        attention: Attention = "auto",
+        dtype: torch.dtype | None = None,
+        device: str = "cpu",
+    ) -> tuple[TokenNetwork, LoadReport]:
+        """Load a base model under the head that the task needs.
+
+        Raises ModelError when it cannot be loaded or cannot do this.
+        """
+        from finesmith.models.language import load_language_model
+
+        return load_language_model(
+            base, tokenizer, kind=self.kind, labels=self.labels, seed=seed, dropout=dropout, attention=attention,
+            dtype=dtype, device=device,
+        )  # fmt: skip
+
+    def begin(self, network: TokenNetwork, encoded: Encoded) -> Encoded:
+        """Return rows with what the task asks of the network before it is tuned: by default nothing more."""
+        del network
+        return encoded
+
+    def loss(self, network: TokenNetwork, encoded: Encoded, batch: Batch) -> tuple[torch.Tensor, int]:
+        """Return the sum of the losses of a batch made of `encoded`, and of how many units."""
+        from finesmith.models.token_loss import token_loss
+
+        del encoded
+        return token_loss(network, batch)
+
+    def units(self, batches: Sequence[Batch]) -> int:
+        """Return by what the losses of a step's batches are divided, their sum: by default the number of targets."""
+        return sum(int((batch.targets != UNSUPERVISED).sum()) for batch in batches if batch.targets is not None)
 
     @abstractmethod
     def predict(self, network: TokenNetwork, encoded: Encoded, progress: Progress | None = None) -> Outcome:

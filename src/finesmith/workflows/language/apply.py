@@ -61,7 +61,6 @@ def load_model(folder: Path, *, device: str | None = None) -> TunedLanguageModel
     import torch
 
     from finesmith.models.adapter_files import load_adapter
-    from finesmith.models.language import load_language_model
     from finesmith.models.load import find, load_tokenizer
     from finesmith.models.reload import find_tokenizer
     from finesmith.train.devices import choose
@@ -69,11 +68,9 @@ def load_model(folder: Path, *, device: str | None = None) -> TunedLanguageModel
     about, task = _about(folder)
     adapted = about["method"] == "lora"
     base = find(about["base"], about["revision"]) if adapted else find(str(folder))
-    network, report = load_language_model(
+    network, report = task.load(
         base,
         load_tokenizer(find_tokenizer(folder)),
-        kind=task.kind,
-        labels=task.labels,
         seed=0,
         dtype=torch.float32,
         device=device or choose("auto").device,

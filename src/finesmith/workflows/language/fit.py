@@ -26,7 +26,7 @@ def fit(recipe: Recipe, run: Run, data: Gathered, setup: Setup, checkpoint: Chec
     job = Job(
         network=setup.network,
         plan=plan_of(recipe, data, setup),
-        loss_sum=loss_of(setup),
+        loss_sum=loss_of(data, setup),
         score=lambda: _score(data, setup),
         metric=setup.metric,
         learning_rate=setup.learning_rate,
@@ -39,35 +39,33 @@ def fit(recipe: Recipe, run: Run, data: Gathered, setup: Setup, checkpoint: Chec
 
 def plan_of(recipe: Recipe, data: Gathered, setup: Setup) -> Plan:
     """Return the plan of training: a pure function of recipe and data."""
-    from finesmith.data import batches
+    from finesmith.data.batches import micro_batches
     from finesmith.train.loop import Plan
 
     t, task, encoded = recipe.train, data.task, setup.encoded["train"]
     lengths = encoded.rows.lengths()
-    count, device, ids = len(lengths), setup.network.device, data.ids["train"]
-    per_epoch = batches.steps_per_epoch(count, t.batch_size)
+    device, ids = setup.network.device, data.ids["train"]
+    per_epoch = task.steps_per_epoch(encoded, t.batch_size)
 
     def make(step: int) -> tuple[Sequence[Batch], int]:
         epoch = step // per_epoch
-        chosen = batches.batch_positions(count, t.batch_size, seed=t.seed, step=step)
-        parts = batches.micro_batches(chosen, lengths, setup.micro_batch_size)
+        chosen = task.order(encoded, t.batch_size, t.seed, step)
+        parts = micro_batches(chosen, lengths, setup.micro_batch_size)
         made = [task.batch(encoded, part, ids, epoch, t.seed, device) for part in parts]
-        return made, max(1, sum(int((batch.targets != -100).sum()) for batch in made if batch.targets is not None))
+        return made, max(1, task.units(made))
 
     return Plan(max(1, round(per_epoch * setup.epochs)), per_epoch, make, t.max_grad_norm, t.seed)
 
 
-def loss_of(setup: Setup) -> Callable[[Batch], tuple[torch.Tensor, int]]:
-    """Return the function that sums the losses of a micro-batch's targets and counts these."""
+def loss_of(data: Gathered, setup: Setup) -> Callable[[Batch], tuple[torch.Tensor, int]]:
+    """Return the function that sums the losses of a training micro-batch and counts their units."""
     import torch
 
-    from finesmith.models.token_loss import token_loss
-
-    network, low = setup.network, setup.device.dtype == "bfloat16"
+    encoded, network, low = setup.encoded["train"], setup.network, setup.device.dtype == "bfloat16"
 
     def loss_sum(batch: Batch) -> tuple[torch.Tensor, int]:
         with torch.autocast(network.device.type, torch.bfloat16, enabled=low):
-            return token_loss(network, batch)
+            return data.task.loss(network, encoded, batch)
 
     return loss_sum
 

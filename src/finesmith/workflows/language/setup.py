@@ -85,6 +85,7 @@ def set_up(
         freeze_lowest(network.classifier, recipe.method.freeze_layers)
     if recipe.method.name == "lora":
         options = dict(add_adapter(network, "lora", recipe.method.lora, seed=recipe.train.seed, purpose=task.purpose))
+    encoded = {name: task.begin(network, rows) for name, rows in encoded.items()}
     why = dict(data.why)
     metric = _metric(recipe, data, why)
     rate = peak_learning_rate(recipe, report, why)
@@ -127,13 +128,9 @@ def load_network(
     """Load the base model under the head that the task needs."""
     import torch
 
-    from finesmith.models.language import load_language_model
-
-    return load_language_model(
+    return data.task.load(
         base,
         tokenizer,
-        kind=data.task.kind,
-        labels=data.task.labels,
         seed=recipe.train.seed,
         dropout=recipe.model.dropout,
         attention=recipe.model.attention,

@@ -94,5 +94,5 @@ def _find_learning_rate(recipe: Recipe, run: Run, data: Gathered, setup: Setup) 
     from finesmith.workflows.training import find_rate
 
     setup.learning_rate, setup.why["train.learning_rate"] = find_rate(
-        recipe, run, setup.network, loss_of(setup), setup.learning_rate, plan_of(recipe, data, setup)
+        recipe, run, setup.network, loss_of(data, setup), setup.learning_rate, plan_of(recipe, data, setup)
     )
