@@ -11,10 +11,11 @@ from finesmith.data.chat import Conversation, Turn
 from finesmith.errors import DataError
 from finesmith.tasks import dialogues
 from finesmith.tasks.language import Baseline, Corpus, Encoded, Outcome
+from finesmith.tasks.writing import Sheet, Written, write
 
 if TYPE_CHECKING:
     from finesmith.models.token_heads import TokenNetwork
-    from finesmith.tasks.answers import AnswerTask, Sheet
+    from finesmith.tasks.answers import AnswerTask
 
 
 def nearest(train: Corpus) -> Baseline:
@@ -69,7 +70,7 @@ def few_shot(task: AnswerTask, train: Corpus, base: Callable[[], TokenNetwork]) 
         for row in rows:
             examples = [rounds[place] for place in chosen[row].tolist()]
             prompts.append(_with_examples(corpus.content.conversations[row], examples, task, sheet))
-        return Outcome(task.write(base(), sheet, prompts))
+        return Outcome(write(base(), sheet, prompts, task.speech))
 
     return Baseline("few_shot", f"untuned base model shown {shots} examples", answer)
 
@@ -113,6 +114,4 @@ def _answers(train: Corpus) -> Sequence[str]:
 
 
 def _copied(found: dict[int, str], rows: int) -> Outcome:
-    from finesmith.tasks.answers import Written
-
     return Outcome(Written(tuple(found.get(row) for row in range(rows))))

@@ -12,7 +12,7 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from finesmith.tasks import dialogues
+from finesmith.tasks import dialogues, writing
 from finesmith.tasks.answer_scores import SCORERS
 from finesmith.tasks.language import (
     Baseline,
@@ -27,15 +27,13 @@ from finesmith.tasks.language import (
     sums_by_row,
     targets_by_row,
 )
+from finesmith.tasks.writing import Sheet, Written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from finesmith.data.chat_template import ChatTemplate
-    from finesmith.data.supervised import Supervised
     from finesmith.evaluate.measurement import Measurement
     from finesmith.models.adapter_kinds import Purpose
-    from finesmith.models.generate import Generated
     from finesmith.models.token_heads import Kind, TokenNetwork
     from finesmith.tasks.language import Ints, Progress
     from finesmith.types import Batch, Split
@@ -46,34 +44,6 @@ VALIDATION_SHARE = 5
 PROOF_ROWS = 4
 # The longest of the usual training answers has so many tokens, rounded up to a multiple of the second number.
 USUAL, ROUNDED = 0.99, 16
-# Of a prompt that is too long, what is left has room for so much of an answer at least.
-NO_ROOM = "no room"
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """The last answers of N rows. texts: None where none was asked for; finished: what ended each, None where unknown.
-
-    tokens: how many each has, None where unknown.
-    """
-
-    texts: tuple[str | None, ...]
-    finished: tuple[str | None, ...] | None = None
-    tokens: tuple[int | None, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Sheet:
-    """What is asked of rows. scored: their tokens with the answers as targets, None where they have none; prompts:
-    what comes before the last answer, of rows without; aloud: int64, the rows whose last answer is written.
-    """
-
-    scored: Supervised | None
-    prompts: tuple[list[int], ...] | None
-    aloud: Ints
-    template: ChatTemplate
-    tokenizer: PreTrainedTokenizerBase
-    max_length: int
 
 
 @dataclass(frozen=True)
@@ -250,53 +220,7 @@ class AnswerTask(LanguageTask):
         else:
             assert sheet.scored is not None
             prompts = [dialogues.prompt_of(sheet.scored, row) for row in sheet.aloud.tolist()]
-        return replace(outcome, answers=self.write(network, sheet, prompts, progress))
-
-    def write(
-        self, network: TokenNetwork, sheet: Sheet, prompts: Sequence[list[int]], progress: Progress | None = None
-    ) -> Written:
-        """Have the network continue the prompts, one for each row of `sheet.aloud`; the other rows stay unanswered."""
-        from finesmith.models.generate import generate
-
-        speech, rows = self.speech, sheet.aloud.tolist()
-        assert speech.max_new_tokens is not None
-        fitted = [self._fitted(prompt, sheet) for prompt in prompts]
-        known = [place for place, prompt in enumerate(fitted) if prompt is not None]
-        made = generate(
-            network,
-            [fitted[place] or [] for place in known],
-            max_new_tokens=speech.max_new_tokens,
-            strategy=speech.strategy,
-            temperature=speech.temperature,
-            top_k=speech.top_k,
-            top_p=speech.top_p,
-            beams=speech.beams,
-            stop_tokens=stop_tokens(sheet.template, sheet.tokenizer),
-            stop_strings=speech.stop,
-            tokenizer=sheet.tokenizer,
-            seed=speech.seed,
-            ids=[rows[place] for place in known],
-            on_done=None if progress is None else lambda _: progress(1),
-        )
-        found: dict[int, Generated] = dict(zip((rows[place] for place in known), made, strict=True))
-        count = len(sheet.prompts) if sheet.prompts is not None else len(sheet.scored or ())
-        unheard = set(rows) - found.keys()
-        return Written(
-            tuple((found[row].text or "").strip() if row in found else None for row in range(count)),
-            tuple(found[row].finished if row in found else NO_ROOM if row in unheard else None for row in range(count)),
-            tuple(len(found[row].tokens) if row in found else None for row in range(count)),
-        )
-
-    def _fitted(self, prompt: list[int], sheet: Sheet) -> list[int] | None:
-        """Return a prompt that leaves room for an answer, cut at its beginning where that is allowed; else None."""
-        excess = len(prompt) + 1 - sheet.max_length
-        if excess <= 0:
-            return prompt
-        if self.speech.too_long != "shorten":
-            return None
-        kept = int(prompt[0] == sheet.tokenizer.bos_token_id)
-        room = min(self.speech.max_new_tokens or 1, sheet.max_length // 2)
-        return [*prompt[:kept], *prompt[len(prompt) - (sheet.max_length - room - kept) :]]
+        return replace(outcome, answers=writing.write(network, sheet, prompts, self.speech, progress))
 
     def differs(self, before: Outcome, after: Outcome) -> str | None:
         """Say which answer a saved network writes otherwise."""
@@ -305,23 +229,8 @@ class AnswerTask(LanguageTask):
         return f"it writes {len(other)} answers otherwise, first that of test row {other[0] + 1}" if other else None
 
     def complete(self, network: TokenNetwork, folder: Path) -> None:
-        """Write how other programs generate as this task does: what ends an answer, how long it is, how it is drawn."""
-        from transformers import GenerationConfig
-
-        from finesmith.data.chat_template import own_template
-
-        speech, tokenizer = self.speech, network.tokenizer
-        drawn = {"temperature": speech.temperature or 1.0, "top_k": speech.top_k or 0, "top_p": speech.top_p or 1.0}
-        searched = {"num_beams": speech.beams or 4} if speech.strategy == "beam" else {}
-        config: Any = GenerationConfig
-        config(
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=list(stop_tokens(own_template(tokenizer.chat_template, tokenizer), tokenizer)),
-            pad_token_id=network.pad_id,
-            max_new_tokens=speech.max_new_tokens,
-            do_sample=speech.strategy == "sample",
-            **(drawn if speech.strategy == "sample" else searched),
-        ).save_pretrained(folder)
+        """Write how other programs generate as this task does."""
+        writing.save_settings(self.speech, network, folder)
 
     def fit_baseline(self, name: str, train: Corpus, encoded: Encoded, base: Callable[[], TokenNetwork]) -> Baseline:
         """Take the untuned model, with or without examples in its prompt, or copy answers from the training rows."""
@@ -421,10 +330,3 @@ class AnswerTask(LanguageTask):
                 "conversations": len(corpus), "turns": len(turns), "answers": len(answers), "words_of_answers": words
             }
         }  # fmt: skip
-
-
-def stop_tokens(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return the ids that end an answer: the template's, and the end of all text."""
-    names = {*template.stops, *([str(tokenizer.eos_token)] if tokenizer.eos_token else [])}
-    ids: list[int] = tokenizer.convert_tokens_to_ids(sorted(names))  # type: ignore[assignment]
-    return tuple(sorted(ids))
