@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -11,32 +10,13 @@ from typing import Any
 
 import pytest
 from jobs import differences, events, read, table, tuned
-from language_jobs import language_plan
+from language_jobs import conversations, language_plan, write_rows
 
 import finesmith
 from finesmith.recipe import from_dict
 from finesmith.workflows.apply import evaluate_file, predict_file
 from finesmith.workflows.check import check
 from finesmith.workflows.tune import resume
-
-COLOURS, THINGS = ("red", "blue", "green"), ("film", "story", "card", "app", "plot", "scene")
-EXTRA = ("really", "very", "not", "and", "but", "this", "that", "bank", "order", "music", "acting", "late", "warm")
-
-
-def conversations(count: int = 90, *, seed: int = 0) -> list[dict[str, Any]]:
-    """Return rows whose answers tell the colour of what was asked for."""
-    draw = random.Random(seed)
-    rows = []
-    for _ in range(count):
-        colour, thing = draw.choice(COLOURS), draw.choice(THINGS)
-        asked = f"{' '.join(draw.choices(EXTRA, k=draw.randint(4, 7)))} the {thing} is {colour}"
-        rows.append({"prompt": asked, "response": f"{colour} {thing}"})
-    return rows
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +34,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["full", "lora"])
 def job(request: pytest.FixtureRequest, folder: Path, llama: Path) -> dict[str, Any]:
-    data = write(folder / "rows.jsonl", conversations())
+    data = write_rows(folder / "rows.jsonl", conversations())
     lora = {"method__lora": {"r": 8}} if request.param == "lora" else {}
     return language_plan(
         "instruct", data, llama, folder / "cache", train__epochs=12, train__learning_rate=2e-2,
@@ -141,13 +121,13 @@ def test_plain_transformers_writes_the_same_answers(run: Path, job: dict[str, An
 def test_the_saved_model_writes_and_measures_as_the_run_did(run: Path, tmp_path: Path) -> None:
     rows = table(run / "predictions" / "test.parquet")
     asked = [place for place, text in enumerate(rows["prediction"]) if text is not None]
-    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": rows["text"][place]} for place in asked])
+    prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": rows["text"][place]} for place in asked])
     seen: list[int] = []
     [found] = predict_file(str(run), str(prompts), progress=lambda done, total: seen.append(done))
     assert found.column("prediction").to_pylist() == [rows["prediction"][place] for place in asked]
     assert seen == list(range(1, len(asked) + 1))
     answered = [{"prompt": rows["text"][p], "response": rows["reference"][p]} for p in range(len(rows["text"]))]
-    scored = evaluate_file(str(run), str(write(tmp_path / "rows.jsonl", answered)))["scores"]
+    scored = evaluate_file(str(run), str(write_rows(tmp_path / "rows.jsonl", answered)))["scores"]
     expected = read(run, "scores.json")["test"]["bits_per_byte"]["value"]
     assert scored["bits_per_byte"]["value"] == pytest.approx(expected)
     model = finesmith.load(run)
