@@ -209,18 +209,12 @@ def test_prompts_of_any_form_are_answered(make: Callable[..., dict[str, Any]], t
     assert found.column("prediction").to_pylist() == [None, texts[0]]
     assert found.column("finished").to_pylist()[0] == "no room"
     with pytest.raises(DataError, match="row 2"):
-        predict_file_all(
-            run, str(write_rows(tmp_path / "bad.jsonl", [{"messages": [USER]}, {"messages": [{"role": "x"}]}]))
-        )
+        list(predict_file(run, str(write_rows(tmp_path / "bad.jsonl", [{"messages": [USER]}, {"messages": [{}]}]))))
     scored = evaluate_file(run, str(write_rows(tmp_path / "e.jsonl", talks(6))))
     assert scored["examples"] == 6
     assert 0 <= scored["scores"]["rouge_l"]["value"] <= 1
     with pytest.raises(FinesmithError, match="no conversations found"):
         evaluate_file(run, str(write_rows(tmp_path / "none.jsonl", [{"x": "y"}])))
-
-
-def predict_file_all(run: str, source: str) -> None:
-    list(predict_file(run, source))
 
 
 @pytest.mark.parametrize("loss", ["answers", "last", "all"])
