@@ -340,6 +340,20 @@ def notes(path: Path) -> Path:
     return path
 
 
+def talks(path: Path) -> Path:
+    """Write conversations in several columns, one of which has a row that is none."""
+    rows = []
+    for number, ((text, label), (reply, _)) in enumerate(zip(reviews(60), reviews(60, seed=9), strict=True)):
+        turns = [{"role": "user", "content": text}, {"role": "assistant", "content": label}]
+        more = [{"role": "user", "content": reply}, {"role": "assistant", "content": "thanks"}]
+        row = {"messages": turns + more * (number % 4 == 0), "asked": text, "said": label, "reply": reply}
+        row |= {"other": more + turns, "broken": turns[:1] if number == 5 else turns}
+        rows.append(json.dumps(row))
+    path = path.with_suffix(".jsonl")
+    path.write_text("\n".join(rows), "utf-8")
+    return path
+
+
 DATA: dict[str, Callable[[Path], Path]] = {
     "reviews": lambda path: write_csv(path, reviews(100)),
     "other": lambda path: write_csv(path, reviews(60, seed=3)),
@@ -353,20 +367,6 @@ DATA: dict[str, Callable[[Path], Path]] = {
     "notes": notes,
     "talks": talks,
 }
-
-
-def talks(path: Path) -> Path:
-    """Write conversations in several columns, one of which has a row that is none."""
-    rows = []
-    for number, ((text, label), (reply, _)) in enumerate(zip(reviews(60), reviews(60, seed=9), strict=True)):
-        turns = [{"role": "user", "content": text}, {"role": "assistant", "content": label}]
-        more = [{"role": "user", "content": reply}, {"role": "assistant", "content": "thanks"}]
-        row = {"messages": turns + more * (number % 4 == 0), "asked": text, "said": label, "reply": reply}
-        row |= {"other": more + turns, "broken": turns[:1] if number == 5 else turns}
-        rows.append(json.dumps(row))
-    path = path.with_suffix(".jsonl")
-    path.write_text("\n".join(rows), "utf-8")
-    return path
 
 
 def other_weights(model: Path, folder: Path) -> None:

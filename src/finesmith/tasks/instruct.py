@@ -77,7 +77,7 @@ def _read(source: str, reading: Reading) -> Corpus:
         raise DataError(f"{table.origins[0].name} holds no answers to imitate in {len(rows):,} rows")
     lost = {"malformed": len(bad), "marked as not to be imitated": len(found.disliked)}
     references = tuple((one.turns[dialogues.last_answer(one)].content.strip(),) for one in kept)
-    origin = replace(table.origins[0], notes=(*table.origins[0].notes, f"conversations in the form {layout.reason}"))
+    origin = replace(table.origins[0], notes=(*table.origins[0].notes, f"conversations in the form {_form(layout)}"))
     return dialogues.corpus(
         dialogues.Dialogues(kept, references),
         [places[one.id] for one in kept],
@@ -99,6 +99,13 @@ def _layout(rows: Sequence[Mapping[str, Any]], reading: Reading, name: str) -> L
     except DataError as error:
         keys = "data.messages, or data.prompt and data.completion, name columns in a recipe"
         raise DataError(f"{name}: {error} ({keys})") from None
+
+
+def _form(layout: Layout) -> str:
+    """Say how a file writes conversations down, the same whether its columns were found or named."""
+    if layout.kind != "pair":
+        return layout.reason
+    return f"prompt and answer: the columns {layout.columns['prompt']!r} and {layout.columns['completion']!r}"
 
 
 def _named(layout: Layout) -> dict[str, str]:
