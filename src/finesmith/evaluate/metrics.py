@@ -33,7 +33,7 @@ METRICS: dict[Kind, tuple[str, ...]] = {
 # Of words and texts, each from sums over rows: `measurement` says how.
 MEASURED = (
     "span_f1", "span_precision", "span_recall", "token_accuracy", "bits_per_byte", "perplexity", "pseudo_perplexity",
-    "final_number_match", "exact_match", "rouge_l", "chrf",
+    "final_number_match", "exact_match", "rouge_l", "chrf", "ndcg@10", "accuracy@1", "recall@10", "mrr", "map",
 )  # fmt: skip
 
 HIGHER_IS_BETTER: dict[str, bool] = {
@@ -62,6 +62,11 @@ HIGHER_IS_BETTER: dict[str, bool] = {
     "exact_match": True,
     "rouge_l": True,
     "chrf": True,
+    "ndcg@10": True,
+    "accuracy@1": True,
+    "recall@10": True,
+    "mrr": True,
+    "map": True,
 }
 
 DISPLAY_NAMES: dict[str, str] = {
@@ -90,6 +95,11 @@ DISPLAY_NAMES: dict[str, str] = {
     "exact_match": "exact match",
     "rouge_l": "ROUGE-L",
     "chrf": "chrF",
+    "ndcg@10": "nDCG@10",
+    "accuracy@1": "accuracy@1",
+    "recall@10": "recall@10",
+    "mrr": "mean reciprocal rank",
+    "map": "mean average precision",
 }
 
 

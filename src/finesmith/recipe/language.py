@@ -9,6 +9,7 @@ BASELINES: Mapping[str, tuple[str, ...]] = {
     "token-classification": ("majority", "word_tag"),
     "causal-text": ("base", "ngram"),
     "masked-text": ("base", "unigram"),
+    "embeddings": ("base", "tfidf"),
 }
 LANGUAGE = frozenset(BASELINES)
 
@@ -24,11 +25,19 @@ _OF_ROWS = (
     "data.label", "data.audit.conflicting_labels", "data.audit.group_leakage", "data.audit.length",
     "data.audit.truncation",
 )  # fmt: skip
+_OF_RELATED = (
+    "data.text_pair",
+    "data.audit.missing_labels",
+    "data.audit.imbalance",
+    "data.audit.small_classes",
+    "method.pooling",
+)
 # By task, the keys that it does not read.
 UNREAD: Mapping[str, tuple[str, ...]] = {
     "token-classification": _UNREAD,
     "causal-text": (*_UNREAD, *_OF_ROWS),
     "masked-text": (*_UNREAD, *_OF_ROWS),
+    "embeddings": tuple(key for key in _UNREAD if key not in _OF_RELATED),
 }
 # Keys that these tasks alone read.
 READ_BY: Mapping[str, tuple[str, ...]] = {
@@ -36,5 +45,10 @@ READ_BY: Mapping[str, tuple[str, ...]] = {
     "data.overlap": ("causal-text", "masked-text"),
     "mask.rate": ("masked-text",),
     "mask.whole_words": ("masked-text",),
+    "data.negative": ("embeddings",),
+    "contrast.loss": ("embeddings",),
+    "contrast.temperature": ("embeddings",),
+    "contrast.margin": ("embeddings",),
+    "contrast.widths": ("embeddings",),
 }
 METHODS = ("full", "lora")

@@ -41,6 +41,11 @@ METRIC_NAMES = {
     "exact_match": "Exact match",
     "rouge_l": "ROUGE-L",
     "chrf": "chrF",
+    "ndcg@10": "nDCG@10",
+    "accuracy@1": "Accuracy@1",
+    "recall@10": "Recall@10",
+    "mrr": "Mean reciprocal rank",
+    "map": "Mean average precision",
 }
 PERCENT_METRICS = frozenset(
     {"accuracy", "balanced_accuracy", "subset_accuracy", "hamming_accuracy", "macro_f1", "micro_f1", "weighted_f1"}
@@ -54,6 +59,8 @@ PERCENT_METRICS = frozenset(
         "exact_match",
         "rouge_l",
         "chrf",
+        "accuracy@1",
+        "recall@10",
     }
 )
 LOWER_IS_BETTER = frozenset(

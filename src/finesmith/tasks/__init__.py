@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 # Files beside the tasks: what a task must be able to do, and losses that several share.
-NO_TASKS = frozenset({"protocol", "language", "documents", "losses", "contrastive", "preferences"})
+NO_TASKS = frozenset({"protocol", "language", "documents", "losses", "contrastive", "encoded_texts", "preferences"})
 
 
 def names() -> list[str]:

@@ -9,7 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from finesmith.models.token_heads import TokenNetwork
+    from finesmith.models.forward import Network
     from finesmith.recipe import Recipe
     from finesmith.run import Run
     from finesmith.tasks.language import Baseline
@@ -42,7 +42,7 @@ def fit_baselines(recipe: Recipe, run: Run, data: Gathered, setup: Setup) -> lis
     return fitted
 
 
-def untouched(recipe: Recipe, data: Gathered, setup: Setup) -> Callable[[], TokenNetwork]:
+def untouched(recipe: Recipe, data: Gathered, setup: Setup) -> Callable[[], Network]:
     """Return the function that loads the base model as it came, once."""
     from finesmith.models.load import load_tokenizer
     from finesmith.workflows.language.setup import load_network

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from finesmith.discreet import discreet
 from finesmith.errors import DataError, RunError
-from finesmith.tasks.language import Choices, Corpus, LanguageTask, Reading
+from finesmith.tasks.language import Choices, Contrast, Corpus, LanguageTask, Reading
 from finesmith.types import SPLITS, Examples, Finding, Split
 from finesmith.workflows.prepare import complete, refuse_tiny, tell_findings, token_lengths, where, write_splits
 from finesmith.workflows.rows import as_list
@@ -79,14 +79,20 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
     kind = tasks.language_task(recipe.task)
     corpus, given = _read(recipe, run, kind)
     examples = Examples(_count(len(corpus)), corpus.texts, None, corpus.labels, corpus.groups)
-    tokens, limit = token_lengths(examples, tokenizer, recipe, longest)
+    parts = list(corpus.columns_of_texts.values())
+    sequences = [text for column in parts for text in column]
+    tokens, limit = token_lengths(replace(examples, texts=sequences), tokenizer, recipe, longest)
     if recipe.data.max_length is None and kind.usual_length is not None and limit[0] > kind.usual_length:
         limit = kind.usual_length, f"the usual length for {kind.name}; longer {kind.unit} make several sequences"
-    keep, clusters, findings, flow = _audit(recipe, run, kind, examples, given, tokens, limit[0])
+    lengths = tokens.original_lengths.reshape(len(parts), -1).max(axis=0)
+    keep, clusters, findings, flow = _audit(recipe, run, kind, examples, given, lengths, limit[0])
+    flow[:1] = [{"stage": "read", "rows": len(corpus) + sum(corpus.left_out.values())}] + [
+        {"stage": f"dropped: {reason}", "rows": -rows} for reason, rows in corpus.left_out.items()
+    ]
     kept = keep.nonzero()[0]
     if not len(kept):
         raise DataError(f"{corpus.origins[0].name}: none of the {len(corpus):,} {kind.unit} can be used; see the audit")
-    splits, notes = _split(recipe, corpus, given, kept, clusters)
+    splits, notes = _split(recipe, kind, corpus, given, kept, clusters)
     for note in notes:
         run.record("note", message=note)
     positions = {name: kept[where(splits, name)] for name in SPLITS}
@@ -97,10 +103,10 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
             f"at least {FEWEST_TESTED}: raise data.test_fraction, add {kind.unit}, or part them with "
             "data.document_separator"
         )
-    parts = {name: kind.take(corpus, at) for name, at in positions.items()}
-    task = kind.learn(parts["train"], choices_of(recipe))
+    taken = {name: kind.take(corpus, at) for name, at in positions.items()}
+    task = kind.learn(taken["train"], choices_of(recipe))
     for name in ("validation", "test"):
-        task.require_known(parts[name])
+        task.require_known(taken[name])
     summary = {
         "task": task.name,
         "sources": [asdict(origin) for origin in corpus.origins],
@@ -110,7 +116,7 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
         "fixed": {},
         "cleaning": {},
         "labels": list(task.labels) if task.labels else None,
-        "splits": {name: {"rows": len(part), **task.summary(part)} for name, part in parts.items()},
+        "splits": {name: {"rows": len(part), **task.summary(part)} for name, part in taken.items()},
         "split_notes": notes,
         "max_length": limit[0],
         "tokens": {**tokens.summary(), "added_words": []},
@@ -121,8 +127,8 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
     del findings
     return Gathered(
         task=task,
-        corpora={"train": parts["train"], "validation": parts["validation"]},
-        test=SealedCorpus(parts["test"]),
+        corpora={"train": taken["train"], "validation": taken["validation"]},
+        test=SealedCorpus(taken["test"]),
         ids=positions,
         places=corpus.where,
         tokens=tokens,
@@ -135,12 +141,19 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
 def reading_of(recipe: Recipe) -> Reading:
     """Return how the recipe has files read."""
     d = recipe.data
-    return Reading(encoding=d.encoding, text=d.text, label=d.label, separator=d.document_separator)
+    return Reading(
+        encoding=d.encoding, text=d.text, label=d.label, separator=d.document_separator, text_pair=d.text_pair,
+        negative=d.negative,
+    )  # fmt: skip
 
 
 def choices_of(recipe: Recipe) -> Choices:
     """Return what the recipe says of tokens."""
-    return Choices(overlap=recipe.data.overlap, mask_rate=recipe.mask.rate, whole_words=recipe.mask.whole_words)
+    c = recipe.contrast
+    contrast = Contrast(
+        c.loss, c.temperature, c.margin, tuple(c.widths or ()), recipe.method.pooling, recipe.train.batch_size
+    )
+    return Choices(recipe.data.overlap, recipe.mask.rate, recipe.mask.whole_words, contrast)
 
 
 def _read(recipe: Recipe, run: Run, kind: type[LanguageTask]) -> tuple[Corpus, list[Split | None]]:
@@ -176,7 +189,7 @@ def _audit(
     kind: type[LanguageTask],
     examples: Examples,
     given: Sequence[Split | None],
-    tokens: Tokens,
+    lengths: npt.NDArray[np.int32],
     limit: int,
 ) -> tuple[npt.NDArray[np.bool_], Clusters, tuple[Finding, ...], list[dict[str, Any]]]:
     """Look for faults, tell them, and drop what the recipe says."""
@@ -189,7 +202,7 @@ def _audit(
         clusters=lambda: clusters,
         kind="category",
         splits=complete(given),
-        lengths=tokens.original_lengths.tolist(),
+        lengths=lengths.tolist(),
         max_length=limit,
         actions=recipe.data.audit.model_dump(),
         kinds=kind.audits,
@@ -202,27 +215,40 @@ def _audit(
 
 
 def _split(
-    recipe: Recipe, corpus: Corpus, given: Sequence[Split | None], kept: Ints, clusters: Clusters
+    recipe: Recipe,
+    kind: type[LanguageTask],
+    corpus: Corpus,
+    given: Sequence[Split | None],
+    kept: Ints,
+    clusters: Clusters,
 ) -> tuple[list[Split], list[str]]:
     """Return the split of every kept row, those given respected; copies and rows of a document stay together."""
     from finesmith.data.documents import split_documents
-    from finesmith.data.split import units
+    from finesmith.data.near_duplicates import normalise
+    from finesmith.data.split import split, units
 
     names: list[Split] = [given[i] or "train" for i in kept]
     at = [place for place, i in enumerate(kept) if given[i] is None]
     if not at:
         return names, ["splits as given"]
     d, open_rows = recipe.data, kept[at]
-    cut = split_documents(
-        [corpus.texts[i] for i in open_rows],
-        units=units(clusters, corpus.groups)[open_rows],
-        validation=0.0 if "validation" in names else d.validation_fraction,
-        test=0.0 if "test" in names else d.test_fraction,
-        seed=d.split_seed,
-    )
+    texts = [corpus.texts[i] for i in open_rows]
+    together = units(clusters, corpus.groups)[open_rows]
+    validation = 0.0 if "validation" in names else d.validation_fraction
+    test = 0.0 if "test" in names else d.test_fraction
+    notes = [] if corpus.groups is None else [kind.apart]
+    if corpus.strata is None:
+        cut = split_documents(texts, units=together, validation=validation, test=test, seed=d.split_seed)
+    else:
+        strata, keys = [corpus.strata[i] for i in open_rows], [normalise(text) for text in texts]
+        found = split(strata, units=together, keys=keys, validation=validation, test=test, seed=d.split_seed)
+        cut = found.names
+        if found.small:
+            rows = sum(found.small.values())
+            notes.append(f"{len(found.small)} labels have fewer than three examples; all {rows} are in train")
     for place, name in zip(at, cut, strict=True):
         names[place] = name
-    return names, [] if corpus.groups is None else ["no document straddles a border between splits"]
+    return names, notes
 
 
 def _count(rows: int) -> Ints:
