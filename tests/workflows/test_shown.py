@@ -186,7 +186,7 @@ def test_tasks_wired_later_are_shown_too(data: Path, tiny_model: Path, tmp_path:
 
     pairs = write_csv(
         tmp_path / "p.csv", [(f"{t} {i}", f"{t} and {i}") for i, (t, _) in enumerate(reviews(60))], ("text", "pair")
-    )  # noqa: E501
+    )
     tree = language_plan("embeddings", pairs, tiny_model, data / "cache", data__text="text", data__text_pair="pair")
     found = shown(tree)
     assert found["meaning"].startswith("Each text becomes one vector")
