@@ -11,7 +11,7 @@ from finesmith.errors import DataError, RunError
 from finesmith.tasks.language import Choices, Corpus, LanguageTask, Reading
 from finesmith.types import SPLITS, Examples, Finding, Split
 from finesmith.workflows.prepare import complete, refuse_tiny, tell_findings, token_lengths, where, write_splits
-from finesmith.workflows.rows import as_list
+from finesmith.workflows.rows import as_list, naming
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,7 +86,8 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
     kept = keep.nonzero()[0]
     if not len(kept):
         raise DataError(f"{corpus.origins[0].name}: none of the {len(corpus):,} {kind.unit} can be used; see the audit")
-    splits, notes = _split(recipe, corpus, given, kept, clusters)
+    with naming(corpus.origins[0].name):
+        splits, notes = _split(recipe, corpus, given, kept, clusters)
     for note in notes:
         run.record("note", message=note)
     positions = {name: kept[where(splits, name)] for name in SPLITS}
