@@ -140,7 +140,8 @@ def split_documents(
     if len(members) < FEWEST_UNITS and (test or validation):
         raise DataError(
             f"{len(texts)} documents make {len(members)} that are no copies of each other; a split that no document "
-            f"straddles needs {FEWEST_UNITS}: part the text at blank lines, or give a file for each split"
+            f"straddles needs {FEWEST_UNITS}: part the text at blank lines (or by data.document_separator), or give a file for "
+            "each split"
         )
     salt = str(seed).encode()
     hashes = [blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, key=salt).digest() for text in texts]

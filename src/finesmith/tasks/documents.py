@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,17 @@ AUDITS = frozenset(
 )  # fmt: skip
 # Longer sequences cost memory before they teach much; data.max_length says otherwise.
 USUAL_LENGTH = 512
+
+
+def overlap_of(state: Mapping[str, Any]) -> int:
+    """Return the overlap that a saved task says.
+
+    Raises ValueError when it is none.
+    """
+    overlap = state["overlap"]
+    if type(overlap) is not int or overlap < 0:
+        raise ValueError(overlap)
+    return overlap
 
 
 def read(sources: Sequence[str], reading: Reading) -> Corpus:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 # What others call the columns of words and of labels, in the order in which they are looked for.
 WORD_COLUMNS = ("tokens", "words", "text", "sentence")
 TAG_COLUMNS = ("ner_tags", "tags", "labels", "entities", "spans", "label", "pos_tags")
+FEWEST_LABELS = 2
 TABLES = frozenset({".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".xlsx"})
 
 
@@ -127,7 +128,7 @@ class TokenClassification(LanguageTask):
         """
         del choices
         names = label_names(train.content.tags, train.content.scheme)
-        if len(names) < 2:
+        if len(names) < FEWEST_LABELS:
             raise DataError(
                 f"all words of the training sentences are tagged {names[0] if names else OUTSIDE!r}; expected at least "
                 "two tags: check that the last column holds them, or name their column with --set data.label=COLUMN"
@@ -138,7 +139,8 @@ class TokenClassification(LanguageTask):
     def from_state(cls, state: Mapping[str, Any]) -> TokenClassification:
         """Rebuild the task from `state`."""
         names, scheme = state["labels"], state["scheme"]
-        if scheme not in SCHEMES or not all(isinstance(name, str) for name in names):
+        known = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if not known or len(set(names)) != len(names) or len(names) < FEWEST_LABELS or scheme not in SCHEMES:
             raise ValueError(scheme)
         return cls(tuple(names), scheme)
 

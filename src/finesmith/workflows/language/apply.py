@@ -50,7 +50,8 @@ def is_language(folder: Path) -> bool:
     """Whether a model folder is of a task that answers for every token."""
     about = read_json(folder / "finesmith.json")
     task = about.get("task") if isinstance(about, Mapping) else None
-    return isinstance(task, Mapping) and task.get("name") in LANGUAGE
+    name = task.get("name") if isinstance(task, Mapping) else None
+    return isinstance(name, str) and name in LANGUAGE
 
 
 def load_model(folder: Path, *, device: str | None = None) -> TunedLanguageModel:
@@ -65,13 +66,17 @@ def load_model(folder: Path, *, device: str | None = None) -> TunedLanguageModel
     from finesmith.models.load import find, load_tokenizer
     from finesmith.models.reload import find_tokenizer
     from finesmith.train.devices import choose
+    from finesmith.workflows.setup import longest_sequence
 
     about, task = _about(folder)
     adapted = about["method"] == "lora"
     base = find(about["base"], about["revision"]) if adapted else find(str(folder))
+    tokenizer = load_tokenizer(find_tokenizer(folder))
+    if about["max_length"] > longest_sequence(base, tokenizer):
+        raise damaged(folder / "finesmith.json", "max_length", about["max_length"])
     network, report = load_language_model(
         base,
-        load_tokenizer(find_tokenizer(folder)),
+        tokenizer,
         kind=task.kind,
         labels=task.labels,
         seed=0,
@@ -109,9 +114,23 @@ def _about(folder: Path) -> tuple[dict[str, Any], LanguageTask]:
     if about["reading"].keys() != known or not all(v is None or type(v) is str for v in about["reading"].values()):
         raise damaged(path, "reading", about["reading"])
     try:
-        return about, tasks.language_task(about["task"]["name"]).from_state(about["task"])
-    except (KeyError, TypeError, ValueError, AttributeError):
+        task = tasks.language_task(about["task"]["name"]).from_state(about["task"])
+    except (KeyError, TypeError, ValueError):
         raise damaged(path, "task", about["task"]) from None
+    if about["metric"] not in task.metrics:
+        raise damaged(path, "metric", about["metric"])
+    _require_labels(folder, task)
+    return about, task
+
+
+def _require_labels(folder: Path, task: LanguageTask) -> None:
+    """Refuse a task whose labels are not those of the saved head, in its order."""
+    if task.labels is None:
+        return
+    config = read_json(folder / "config.json")
+    named = config.get("id2label") if isinstance(config, Mapping) else None
+    if named != {str(number): label for number, label in enumerate(task.labels)}:
+        raise damaged(folder / "finesmith.json", "task", list(task.labels))
 
 
 def predictions(
