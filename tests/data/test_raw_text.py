@@ -134,6 +134,8 @@ def test_split_shares_are_of_characters() -> None:
         held = sum(len(text) for text, place in zip(texts, split, strict=True) if place == name)
         assert abs(held / total - share) < 0.5 * 1000 / total + 1e-9
     assert set(split_documents(texts[:2], units=np.arange(2), validation=0, test=0, seed=0)) == {"train"}
+    counted = split_documents(texts, units=np.arange(200), validation=0.1, test=0.2, seed=0, sizes=[1] * 200)
+    assert (counted.count("test"), counted.count("validation")) == (40, 20)
     with pytest.raises(DataError, match="2 documents make 2"):
         split_documents(texts[:2], units=np.arange(2), validation=0.1, test=0.1, seed=0)
     with pytest.raises(DataError, match="leave a part for train"):
@@ -217,7 +219,9 @@ def test_pieces_are_cached_by_content(wordpiece: Any, tmp_path: Path, monkeypatc
 
 def test_a_text_that_is_not_unicode_is_named(wordpiece: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = ["fine", "bad \ud800"]
-    with pytest.raises(DataError, match=r"d.txt document 2: holds half of a character .* character 5; expected") as told:
+    with pytest.raises(
+        DataError, match=r"d.txt document 2: holds half of a character .* character 5; expected"
+    ) as told:
         pieces(rows, wordpiece, where=["d.txt document 1", "d.txt document 2"], words=True, cache=None)
     assert told.value.quote == "'bad \\ud800'"
     with pytest.raises(DataError, match="row 2: holds half"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -221,8 +220,11 @@ def _targets(encoded: Any, documents: int) -> Any:
     import numpy as np
 
     asked = np.add.reduceat(np.append(encoded.rows.targets >= 0, False), encoded.rows.offsets[:-1])
-    counted = np.bincount(encoded.detail.documents if hasattr(encoded.detail, "documents")
-                          else encoded.detail.text.documents, weights=asked, minlength=documents)
+    counted = np.bincount(
+        encoded.detail.documents if hasattr(encoded.detail, "documents") else encoded.detail.text.documents,
+        weights=asked,
+        minlength=documents,
+    )
     return np.maximum(counted, 1).astype(np.int64)
 
 

@@ -118,12 +118,19 @@ def documents_of(texts: Sequence[Any], where: Sequence[str]) -> Documents:
 
 
 def split_documents(
-    texts: Sequence[str], *, units: Ints, validation: float, test: float, seed: int
+    texts: Sequence[str],
+    *,
+    units: Ints,
+    validation: float,
+    test: float,
+    seed: int,
+    sizes: Sequence[int] | None = None,
 ) -> tuple[Split, ...]:
     """Give every document a split; shares are of characters, not of documents, for a book counts more than a note.
 
-    `units` int64 [N]: documents with the same number (copies, say) stay together. The order is that of a hash of each
-    unit's texts, laid out as test, validation, train, so that the order of the files does not matter.
+    `sizes` says what else each counts: 1, say, where the texts are sentences. `units` int64 [N]: documents with the
+    same number (copies, say) stay together. The order is that of a hash of each unit's texts, laid out as test,
+    validation, train, so that the order of the files does not matter.
 
     Raises:
         DataError: shares that leave nothing to train on, or fewer than three units.
@@ -140,13 +147,14 @@ def split_documents(
     if len(members) < FEWEST_UNITS and (test or validation):
         raise DataError(
             f"{len(texts)} documents make {len(members)} that are no copies of each other; a split that no document "
-            f"straddles needs {FEWEST_UNITS}: part the text at blank lines (or by data.document_separator), or give a file for "
-            "each split"
+            f"straddles needs {FEWEST_UNITS}: part the text at blank lines (or by data.document_separator), or give a "
+            "file for each split"
         )
     salt = str(seed).encode()
     hashes = [blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, key=salt).digest() for text in texts]
     left = sorted(members.values(), key=lambda unit: min(hashes[document] for document in unit))
-    total = sum(map(len, texts))
+    counted = list(map(len, texts)) if sizes is None else sizes
+    total = sum(counted)
     split: list[Split] = ["train"] * len(texts)
     for name, share in asked:
         if not share:
@@ -154,13 +162,13 @@ def split_documents(
         have = 0
         chosen: list[list[int]] = []
         for unit in left:
-            size = sum(len(texts[document]) for document in unit)
+            size = sum(counted[document] for document in unit)
             # Two units stay, for validation and train; a unit goes where it brings the share nearer.
             if len(left) - len(chosen) > (2 if name == "test" else 1) and size < 2 * (share * total - have):
                 chosen.append(unit)
                 have += size
         if not chosen:
-            chosen = [min(left, key=lambda unit: sum(len(texts[document]) for document in unit))]
+            chosen = [min(left, key=lambda unit: sum(counted[document] for document in unit))]
         for document in (document for unit in chosen for document in unit):
             split[document] = name
         left = [unit for unit in left if unit not in chosen]

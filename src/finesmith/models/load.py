@@ -94,8 +94,8 @@ def find(base: str, revision: str | None = None) -> Base:
     known = not base.startswith((".", "/", "~")) and base.count("/") < 2 and len(base) <= LONGEST_ID
     if os.path.isfile(folder) or not known:  # noqa: PTH113
         raise ModelError(
-            f"model.base is {base[:200]!r}, which is not a folder; expected a folder with config.json and model.safetensors, "
-            "a hub id such as distilbert/distilbert-base-uncased, or 'default'"
+            f"model.base is {base[:200]!r}, which is not a folder; expected a folder with config.json and "
+            "model.safetensors, a hub id such as distilbert/distilbert-base-uncased, or 'default'"
         )
     return Base(base, base, revision, None, None)
 

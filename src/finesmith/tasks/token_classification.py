@@ -380,7 +380,7 @@ def _read_table(sources: Sequence[str], reading: Reading, *, labelled: bool = Tr
 
 
 def _unfolded(values: list[Any]) -> list[Any]:
-    """Return a column with its lists as lists where they came as JSON texts, as they do beside values of other types."""
+    """Return a column with lists where they came as JSON texts, as they do beside values of other types."""
     opened = [_from_json(each) if isinstance(each, str) and each.startswith("[") else each for each in values]
     lists = sum(isinstance(each, list) for each in opened)
     return opened if 2 * lists > sum(each is not None for each in values) else values

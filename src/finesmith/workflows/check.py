@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from finesmith.recipe import LANGUAGE
 from finesmith.run import Listener, Run, plain, read_json
 from finesmith.workflows.language import check as language
+from finesmith.workflows.language.infer import with_task
 from finesmith.workflows.seen import Seen
 from finesmith.workflows.withhold import withheld
 
@@ -47,7 +48,8 @@ def check(recipe: Recipe, *, listeners: Sequence[Listener] = ()) -> dict[str, An
         run.withhold = withheld
         run.listeners.extend(listeners)
         try:
-            seen = language.look(recipe, run) if recipe.task in LANGUAGE else look(recipe, run)
+            recipe, reason = with_task(recipe)
+            seen = language.look(recipe, run, reason) if recipe.task in LANGUAGE else look(recipe, run)
             findings = read_json(run.folder / "audit.json")["findings"]
         finally:
             run.close()
@@ -249,7 +251,9 @@ def infer_recipe(recipe: Recipe) -> str:
     with tempfile.TemporaryDirectory(prefix="finesmith-init-") as folder:
         run = Run.create(Path(folder) / "init", command="init")
         try:
-            resolved, why = language.resolved(recipe, run) if recipe.task in LANGUAGE else _resolved(recipe, run)
+            recipe, reason = with_task(recipe)
+            of_language = recipe.task in LANGUAGE
+            resolved, why = language.resolved(recipe, run, reason) if of_language else _resolved(recipe, run)
         finally:
             run.close()
     # What depends on the moment stays open: free memory, and the range test that only a run makes.

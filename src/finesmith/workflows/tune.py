@@ -12,6 +12,7 @@ from finesmith.recipe import LANGUAGE, Recipe, flatten, load, replace, to_yaml, 
 from finesmith.run import Listener, Run, default_folder
 from finesmith.workflows.earlier import Earlier, earlier_of, enter
 from finesmith.workflows.ending import ending
+from finesmith.workflows.language.infer import with_task
 
 if TYPE_CHECKING:
     from finesmith.workflows.prepare import Prepared
@@ -85,10 +86,11 @@ def _story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
             "recipe.yaml",
             to_yaml(with_absolute_paths(recipe), header="As given; the run stopped before it was resolved."),
         )
+    recipe, reason = with_task(recipe)
     if recipe.task in LANGUAGE:
         from finesmith.workflows.language.story import story
 
-        story(recipe, run, earlier)
+        story(recipe, run, earlier, reason)
         return
     enter(run, "data", earlier)
     with Ahead(recipe, run) as ahead:

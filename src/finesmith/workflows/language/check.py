@@ -20,13 +20,13 @@ PROBE_ROWS = 16
 PROBE_TOKENS = 512
 
 
-def look(recipe: Recipe, run: Run) -> Seen:
+def look(recipe: Recipe, run: Run, reason: str | None = None) -> Seen:
     """Prepare as `tune` does, probe and time."""
     from finesmith.workflows.check import plan_as_told, timed
     from finesmith.workflows.language.fit import loss_of, plan_of
     from finesmith.workflows.language.story import begin
 
-    data, setup = begin(recipe, run)
+    data, setup = begin(recipe, run, None, reason)
     probes = preflight(recipe, data, setup)
     usual = float(setup.encoded["train"].rows.lengths().mean())
     forecast = {
@@ -37,11 +37,11 @@ def look(recipe: Recipe, run: Run) -> Seen:
     return Seen(data.summary, probes, plan_as_told(recipe, setup, data.summary["tokens"]), forecast)
 
 
-def resolved(recipe: Recipe, run: Run) -> tuple[Recipe, dict[str, str]]:
+def resolved(recipe: Recipe, run: Run, reason: str | None = None) -> tuple[Recipe, dict[str, str]]:
     """Return the recipe with every inferred value in it, and why."""
     from finesmith.workflows.language.story import begin, resolve
 
-    data, setup = begin(recipe, run)
+    data, setup = begin(recipe, run, None, reason)
     return resolve(recipe, data, setup), setup.why
 
 

@@ -87,7 +87,7 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
     if not len(kept):
         raise DataError(f"{corpus.origins[0].name}: none of the {len(corpus):,} {kind.unit} can be used; see the audit")
     with naming(corpus.origins[0].name):
-        splits, notes = _split(recipe, corpus, given, kept, clusters)
+        splits, notes = _split(recipe, kind, corpus, given, kept, clusters)
     for note in notes:
         run.record("note", message=note)
     positions = {name: kept[where(splits, name)] for name in SPLITS}
@@ -203,7 +203,12 @@ def _audit(
 
 
 def _split(
-    recipe: Recipe, corpus: Corpus, given: Sequence[Split | None], kept: Ints, clusters: Clusters
+    recipe: Recipe,
+    kind: type[LanguageTask],
+    corpus: Corpus,
+    given: Sequence[Split | None],
+    kept: Ints,
+    clusters: Clusters,
 ) -> tuple[list[Split], list[str]]:
     """Return the split of every kept row, those given respected; copies and rows of a document stay together."""
     from finesmith.data.documents import split_documents
@@ -220,6 +225,8 @@ def _split(
         validation=0.0 if "validation" in names else d.validation_fraction,
         test=0.0 if "test" in names else d.test_fraction,
         seed=d.split_seed,
+        # One sentence counts as another, however long it is.
+        sizes=[1] * len(at) if kind.kind == "token" else None,
     )
     for place, name in zip(at, cut, strict=True):
         names[place] = name
