@@ -13,6 +13,7 @@ from finesmith.recipe import LANGUAGE
 from finesmith.run import Listener, Run, plain, read_json
 from finesmith.workflows.language import check as language
 from finesmith.workflows.language.infer import with_task
+from finesmith.workflows.recognise import recognised
 from finesmith.workflows.seen import Seen
 from finesmith.workflows.withhold import withheld
 
@@ -49,6 +50,7 @@ def check(recipe: Recipe, *, listeners: Sequence[Listener] = ()) -> dict[str, An
         run.listeners.extend(listeners)
         try:
             recipe, reason = with_task(recipe)
+            recipe = recognised(recipe, run)
             seen = language.look(recipe, run, reason) if recipe.task in LANGUAGE else look(recipe, run)
             findings = read_json(run.folder / "audit.json")["findings"]
         finally:
@@ -252,6 +254,7 @@ def infer_recipe(recipe: Recipe) -> str:
         run = Run.create(Path(folder) / "init", command="init")
         try:
             recipe, reason = with_task(recipe)
+            recipe = recognised(recipe, run)
             of_language = recipe.task in LANGUAGE
             resolved, why = language.resolved(recipe, run, reason) if of_language else _resolved(recipe, run)
         finally:

@@ -13,6 +13,7 @@ from finesmith.run import Listener, Run, default_folder
 from finesmith.workflows.earlier import Earlier, earlier_of, enter
 from finesmith.workflows.ending import ending
 from finesmith.workflows.language.infer import with_task
+from finesmith.workflows.recognise import recognised
 
 if TYPE_CHECKING:
     from finesmith.workflows.prepare import Prepared
@@ -87,6 +88,7 @@ def _story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
             to_yaml(with_absolute_paths(recipe), header="As given; the run stopped before it was resolved."),
         )
     recipe, reason = with_task(recipe)
+    recipe = recognised(recipe, run)
     if recipe.task in LANGUAGE:
         from finesmith.workflows.language.story import story
 

@@ -14,7 +14,7 @@ from finesmith.tasks.language import LanguageTask, Outcome, Reading
 from finesmith.workflows.about import LONGEST, damaged
 
 if TYPE_CHECKING:
-    from finesmith.models.token_heads import TokenNetwork
+    from finesmith.models.forward import Network
     from finesmith.tasks.language import Corpus, Encoded
 
 METHODS = frozenset({"full", "lora"})
@@ -24,7 +24,7 @@ METHODS = frozenset({"full", "lora"})
 class TunedLanguageModel:
     """A tuned network with all it needs to answer: task, tokenizer limit, and how its files were read."""
 
-    network: TokenNetwork
+    network: Network
     task: LanguageTask
     max_length: int
     reading: Reading
@@ -33,7 +33,12 @@ class TunedLanguageModel:
     def answer(self, corpus: Corpus, progress: Callable[[int], None] | None = None) -> tuple[Encoded, Outcome]:
         """Return the rows as tokens, and what the network made of them."""
         encoded = self.task.encode(corpus, self.network.tokenizer, self.max_length)
-        return encoded, self.task.predict(self.network, encoded, progress)
+        return encoded, self.task.answer(self.network, encoded, progress)
+
+    def laid_out(self, corpus: Corpus) -> Corpus:
+        """Return the rows that the model can read."""
+        found = self.task.lay_out(corpus, self.network.tokenizer, self.task.choices, self.max_length)
+        return corpus if found is None else found.corpus
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> dict[str, list[Any]]:
         """Return the columns of a prediction file, a value for each text.
@@ -42,7 +47,7 @@ class TunedLanguageModel:
         """
         if pairs is not None:
             raise DataError("this model reads one text, not a pair")
-        corpus = self.task.of_texts(texts, [f"text {number}" for number in range(1, len(texts) + 1)])
+        corpus = self.laid_out(self.task.of_texts(texts, [f"text {i}" for i in range(1, len(texts) + 1)]))
         return self.task.columns(corpus, self.answer(corpus)[1], quote=True)
 
 
@@ -62,7 +67,6 @@ def load_model(folder: Path, *, device: str | None = None) -> TunedLanguageModel
     import torch
 
     from finesmith.models.adapter_files import load_adapter
-    from finesmith.models.language import load_language_model
     from finesmith.models.load import find, load_tokenizer
     from finesmith.models.reload import find_tokenizer
     from finesmith.train.devices import choose
@@ -71,14 +75,12 @@ def load_model(folder: Path, *, device: str | None = None) -> TunedLanguageModel
     about, task = _about(folder)
     adapted = about["method"] == "lora"
     base = find(about["base"], about["revision"]) if adapted else find(str(folder))
-    tokenizer = load_tokenizer(find_tokenizer(folder))
+    tokenizer = load_tokenizer(find_tokenizer(folder), template=task.speaks)
     if about["max_length"] > longest_sequence(base, tokenizer):
         raise damaged(folder / "finesmith.json", "max_length", about["max_length"])
-    network, report = load_language_model(
+    network, report = task.load(
         base,
         tokenizer,
-        kind=task.kind,
-        labels=task.labels,
         seed=0,
         dtype=torch.float32,
         device=device or choose("auto").device,
@@ -115,7 +117,7 @@ def _about(folder: Path) -> tuple[dict[str, Any], LanguageTask]:
         raise damaged(path, "reading", about["reading"])
     try:
         task = tasks.language_task(about["task"]["name"]).from_state(about["task"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise damaged(path, "task", about["task"]) from None
     if about["metric"] not in task.metrics:
         raise damaged(path, "metric", about["metric"])
@@ -134,15 +136,25 @@ def _require_labels(folder: Path, task: LanguageTask) -> None:
 
 
 def predictions(
-    model: TunedLanguageModel, source: str, *, text: str | None, encoding: str | None, progress: Progress | None
+    model: TunedLanguageModel,
+    source: str,
+    *,
+    text: str | None,
+    text_pair: str | None,
+    encoding: str | None,
+    progress: Progress | None,
 ) -> Iterator[Any]:
     """Yield one pyarrow table: the rows of `source` in order, as texts, with what the model makes of each."""
     import pyarrow as pa
 
-    reading = _reading(model, text, None, encoding)
-    corpus = model.task.read_unlabelled([source], reading)
+    _refuse_pairs(model, text_pair)
+    reading = _reading(model, text=text, text_pair=text_pair, encoding=encoding)
+    corpus = model.laid_out(model.task.read_unlabelled([source], reading))
     _, outcome = model.answer(corpus, _counting(progress, len(corpus)))
-    columns = {"text": list(corpus.texts), **model.task.columns(corpus, outcome, quote=True)}
+    if text_pair is not None and len(corpus.columns_of_texts) < 2:
+        raise DataError(f"{source} has no column {text_pair[:80]!r}; name the second texts with --text-pair COLUMN")
+    columns = {name: list(texts) for name, texts in corpus.columns_of_texts.items()}
+    columns = {**columns, **model.task.columns(corpus, outcome, quote=True)}
     yield pa.table(columns)
 
 
@@ -152,6 +164,7 @@ def evaluate(
     source: str,
     *,
     text: str | None,
+    text_pair: str | None,
     label: str | None,
     encoding: str | None,
     progress: Progress | None,
@@ -159,8 +172,10 @@ def evaluate(
     """Score a run's model on other rows; return scores with intervals, and keep them in the run folder."""
     from finesmith.evaluate.paired import interval
 
-    corpus = model.task.read([source], _reading(model, text, label, encoding))
+    _refuse_pairs(model, text_pair)
+    corpus = model.task.read([source], _reading(model, text=text, text_pair=text_pair, label=label, encoding=encoding))
     model.task.require_known(corpus)
+    given, corpus = len(corpus) + sum(corpus.lost.values()), model.laid_out(corpus)
     encoded, outcome = model.answer(corpus, _counting(progress, len(corpus)))
     measured = model.task.measure(corpus, encoded, outcome)
     scores = {name: interval(one, corpus.groups) for name, one in measured.items()}
@@ -168,6 +183,7 @@ def evaluate(
         "data": Path(source).name,
         "examples": len(corpus),
         "unlabelled": 0,
+        "left_out": given - len(corpus),
         "metric": model.metric,
         "scores": {name: None if score is None else asdict(score) for name, score in scores.items()},
         "details": model.task.details(corpus, outcome),
@@ -183,8 +199,7 @@ def evaluate(
 Progress = Callable[[int, int], None]
 
 
-def _reading(model: TunedLanguageModel, text: str | None, label: str | None, encoding: str | None) -> Reading:
-    given = {"text": text, "label": label, "encoding": encoding}
+def _reading(model: TunedLanguageModel, **given: str | None) -> Reading:
     return Reading(**{**asdict(model.reading), **{key: value for key, value in given.items() if value is not None}})
 
 
@@ -201,7 +216,7 @@ def _counting(progress: Progress | None, total: int) -> Callable[[int], None] | 
     return add
 
 
-def refuse_pairs(text_pair: str | None) -> None:
-    """Raise DataError where a second text column is named."""
-    if text_pair is not None:
+def _refuse_pairs(model: TunedLanguageModel, text_pair: str | None) -> None:
+    """Raise DataError where a second text column is named that would not be read."""
+    if text_pair is not None and not model.task.reads_pairs:
         raise DataError("this model reads no second text; leave --text-pair out")

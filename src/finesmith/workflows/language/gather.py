@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from finesmith.discreet import discreet
 from finesmith.errors import DataError, RunError
-from finesmith.tasks.language import Choices, Corpus, LanguageTask, Reading
+from finesmith.tasks.language import Choices, Contrast, Corpus, LanguageTask, Reading, Speech
 from finesmith.types import SPLITS, Examples, Finding, Split
+from finesmith.workflows.about import LONGEST
 from finesmith.workflows.prepare import complete, refuse_tiny, tell_findings, token_lengths, where, write_splits
 from finesmith.workflows.rows import as_list, naming
 
@@ -78,11 +79,24 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
 
     kind = tasks.language_task(recipe.task)
     corpus, given = _read(recipe, run, kind)
-    examples = Examples(_count(len(corpus)), corpus.texts, None, corpus.labels, corpus.groups)
-    tokens, limit = token_lengths(examples, tokenizer, recipe, longest)
+    read = len(corpus) + sum(corpus.lost.values())
+    limit = row_limit(recipe, longest)
+    choices, lost = choices_of(recipe), dict(corpus.lost)
+    laid = kind.lay_out(corpus, tokenizer, choices, limit[0])
+    if laid is not None:
+        corpus, given = laid.corpus, [given[place] for place in laid.kept]
+        choices, lost = laid.choices, lost | dict(laid.lost)
+        for note in laid.notes:
+            run.record("note", message=note)
+    examples = Examples(_count(len(corpus)), corpus.texts, corpus.answers, corpus.labels, corpus.groups)
+    sequences = _sequences(corpus)
+    tokens, usual = token_lengths(Examples(examples.ids, sequences), tokenizer, recipe, longest)
+    limit = limit if laid is not None else usual
     if recipe.data.max_length is None and kind.usual_length is not None and limit[0] > kind.usual_length:
         limit = kind.usual_length, f"the usual length for {kind.name}; longer {kind.unit} make several sequences"
-    keep, clusters, findings, flow = _audit(recipe, run, kind, examples, given, tokens, limit[0])
+    lengths = tokens.original_lengths.reshape(-1, len(corpus)).max(axis=0)
+    keep, clusters, findings, dropped = _audit(recipe, run, kind, examples, given, lengths, limit[0])
+    flow = [{"stage": "read", "rows": read}, *dropped_rows(lost), *dropped]
     kept = keep.nonzero()[0]
     if not len(kept):
         raise DataError(f"{corpus.origins[0].name}: none of the {len(corpus):,} {kind.unit} can be used; see the audit")
@@ -98,10 +112,10 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
             f"at least {FEWEST_TESTED}: raise data.test_fraction, add {kind.unit}, or part them with "
             "data.document_separator"
         )
-    parts = {name: kind.take(corpus, at) for name, at in positions.items()}
-    task = kind.learn(parts["train"], choices_of(recipe))
+    taken = {name: kind.take(corpus, at) for name, at in positions.items()}
+    task = kind.learn(taken["train"], choices)
     for name in ("validation", "test"):
-        task.require_known(parts[name])
+        task.require_known(taken[name])
     summary = {
         "task": task.name,
         "sources": [asdict(origin) for origin in corpus.origins],
@@ -111,7 +125,7 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
         "fixed": {},
         "cleaning": {},
         "labels": list(task.labels) if task.labels else None,
-        "splits": {name: {"rows": len(part), **task.summary(part)} for name, part in parts.items()},
+        "splits": {name: {"rows": len(part), **task.summary(part)} for name, part in taken.items()},
         "split_notes": notes,
         "max_length": limit[0],
         "tokens": {**tokens.summary(), "added_words": []},
@@ -122,8 +136,8 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
     del findings
     return Gathered(
         task=task,
-        corpora={"train": parts["train"], "validation": parts["validation"]},
-        test=SealedCorpus(parts["test"]),
+        corpora={"train": taken["train"], "validation": taken["validation"]},
+        test=SealedCorpus(taken["test"]),
         ids=positions,
         places=corpus.where,
         tokens=tokens,
@@ -136,12 +150,47 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
 def reading_of(recipe: Recipe) -> Reading:
     """Return how the recipe has files read."""
     d = recipe.data
-    return Reading(encoding=d.encoding, text=d.text, label=d.label, separator=d.document_separator)
+    return Reading(
+        encoding=d.encoding,
+        text=d.text,
+        text_pair=d.text_pair,
+        negative=d.negative,
+        label=d.label,
+        separator=d.document_separator,
+        messages=d.messages,
+        prompt=d.prompt,
+        completion=d.completion,
+        malformed=d.malformed,
+    )
 
 
 def choices_of(recipe: Recipe) -> Choices:
     """Return what the recipe says of tokens."""
-    return Choices(overlap=recipe.data.overlap, mask_rate=recipe.mask.rate, whole_words=recipe.mask.whole_words)
+    g, c = recipe.generation, recipe.contrast
+    return Choices(
+        overlap=recipe.data.overlap,
+        mask_rate=recipe.mask.rate,
+        whole_words=recipe.mask.whole_words,
+        speech=Speech(
+            template=recipe.text.template,
+            loss=recipe.text.loss,
+            too_long=recipe.text.too_long,
+            malformed=recipe.data.malformed,
+            max_new_tokens=g.max_new_tokens,
+            strategy=g.strategy,
+            temperature=g.temperature,
+            top_k=g.top_k,
+            top_p=g.top_p,
+            beams=g.beams,
+            stop=tuple(g.stop),
+            shots=recipe.evaluate.shots,
+            rows=recipe.evaluate.generated_rows,
+            seed=recipe.train.seed,
+        ),
+        contrast=Contrast(
+            c.loss, c.temperature, c.margin, tuple(c.widths or ()), recipe.method.pooling, recipe.train.batch_size
+        ),
+    )
 
 
 def _read(recipe: Recipe, run: Run, kind: type[LanguageTask]) -> tuple[Corpus, list[Split | None]]:
@@ -177,7 +226,7 @@ def _audit(
     kind: type[LanguageTask],
     examples: Examples,
     given: Sequence[Split | None],
-    tokens: Tokens,
+    lengths: npt.NDArray[np.int32],
     limit: int,
 ) -> tuple[npt.NDArray[np.bool_], Clusters, tuple[Finding, ...], list[dict[str, Any]]]:
     """Look for faults, tell them, and drop what the recipe says."""
@@ -190,16 +239,38 @@ def _audit(
         clusters=lambda: clusters,
         kind="category",
         splits=complete(given),
-        lengths=tokens.original_lengths.tolist(),
+        lengths=lengths.tolist(),
         max_length=limit,
         actions=recipe.data.audit.model_dump(),
         kinds=kind.audits,
     )
     tell_findings(run, (), findings)
     applied = apply(findings, examples)
-    flow: list[dict[str, Any]] = [{"stage": "read", "rows": len(examples)}]
-    flow += [{"stage": f"dropped: {name}", "rows": -count} for name, count in applied.dropped.items()]
-    return applied.keep, clusters, findings, flow
+    return applied.keep, clusters, findings, dropped_rows(applied.dropped)
+
+
+def dropped_rows(counts: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Return the stages of the flow at which rows were dropped."""
+    return [{"stage": f"dropped: {name}", "rows": -count} for name, count in counts.items()]
+
+
+def row_limit(recipe: Recipe, longest: int) -> tuple[int, str]:
+    """Return the most tokens a row may have where rows are never cut, and the reason."""
+    named = recipe.data.max_length
+    if named is None:
+        return min(longest, LONGEST), "the model's limit"
+    if named > longest:
+        raise DataError(
+            f"data.max_length is {named}, but the base model takes at most {longest} tokens; expected 4 to {longest}"
+        )
+    return named, "named in the recipe"
+
+
+def _sequences(corpus: Corpus) -> list[str]:
+    """Return the texts that the model reads, column by column: answers after their texts, other parts by themselves."""
+    if corpus.answers is not None:
+        return [f"{text}\n{answer}" for text, answer in zip(corpus.texts, corpus.answers, strict=True)]
+    return [text for column in corpus.columns_of_texts.values() for text in column]
 
 
 def _split(
@@ -212,25 +283,33 @@ def _split(
 ) -> tuple[list[Split], list[str]]:
     """Return the split of every kept row, those given respected; copies and rows of a document stay together."""
     from finesmith.data.documents import split_documents
-    from finesmith.data.split import units
+    from finesmith.data.near_duplicates import normalise
+    from finesmith.data.split import split, units
 
     names: list[Split] = [given[i] or "train" for i in kept]
     at = [place for place, i in enumerate(kept) if given[i] is None]
     if not at:
         return names, ["splits as given"]
     d, open_rows = recipe.data, kept[at]
-    cut = split_documents(
-        [corpus.texts[i] for i in open_rows],
-        units=units(clusters, corpus.groups)[open_rows],
-        validation=0.0 if "validation" in names else d.validation_fraction,
-        test=0.0 if "test" in names else d.test_fraction,
-        seed=d.split_seed,
+    texts = [corpus.texts[i] for i in open_rows]
+    together = units(clusters, corpus.groups)[open_rows]
+    validation = 0.0 if "validation" in names else d.validation_fraction
+    test = 0.0 if "test" in names else d.test_fraction
+    notes = [] if corpus.groups is None else [kind.apart]
+    if corpus.strata is None:
         # One sentence counts as another, however long it is.
-        sizes=[1] * len(at) if kind.kind == "token" else None,
-    )
+        sizes = [1] * len(at) if kind.kind == "token" else None
+        cut = split_documents(texts, units=together, validation=validation, test=test, seed=d.split_seed, sizes=sizes)
+    else:
+        strata, keys = [corpus.strata[i] for i in open_rows], [normalise(text) for text in texts]
+        found = split(strata, units=together, keys=keys, validation=validation, test=test, seed=d.split_seed)
+        cut = found.names
+        if found.small:
+            rows = sum(found.small.values())
+            notes.append(f"{len(found.small)} labels have fewer than three examples; all {rows} are in train")
     for place, name in zip(at, cut, strict=True):
         names[place] = name
-    return names, [] if corpus.groups is None else ["no document straddles a border between splits"]
+    return names, notes
 
 
 def _count(rows: int) -> Ints:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import UserError
+from finesmith.recipe.conflicts import value_of
 from finesmith.tasks.language import Encoded
 from finesmith.types import Split
 from finesmith.workflows.setup import (
@@ -24,8 +25,8 @@ from finesmith.workflows.setup import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from finesmith.models.forward import Network
     from finesmith.models.load import Base, LoadReport
-    from finesmith.models.token_heads import TokenNetwork
     from finesmith.recipe import Recipe
     from finesmith.run import Run
     from finesmith.train.devices import Device
@@ -38,7 +39,7 @@ class Setup:
 
     device: Device
     base: Base
-    network: TokenNetwork
+    network: Network
     report: LoadReport
     encoded: Mapping[Split, Encoded]
     max_length: int
@@ -71,7 +72,9 @@ def set_up(
     machine cannot do.
     """
     from finesmith.models.adapter_kinds import add_adapter
+    from finesmith.models.encoder import Encoder
     from finesmith.models.layers import freeze_lowest
+    from finesmith.models.token_heads import TokenNetwork
 
     device = choose_device(recipe, threads)
     network, report = load_network(recipe, data, base, tokenizer, device)
@@ -85,19 +88,24 @@ def set_up(
         freeze_lowest(network.classifier, recipe.method.freeze_layers)
     if recipe.method.name == "lora":
         options = dict(add_adapter(network, "lora", recipe.method.lora, seed=recipe.train.seed, purpose=task.purpose))
-    why = dict(data.why)
+    encoded = {name: task.narrow(task.begin(network, rows), name) for name, rows in encoded.items()}
+    why = {
+        **data.why,
+        **{key: reason for key, (_, reason) in task.settled.items() if value_of(recipe, key) in (None, "auto")},
+    }
     metric = _metric(recipe, data, why)
     rate = peak_learning_rate(recipe, report, why)
     epochs, evaluations = duration(recipe, len(encoded["train"].rows), why)
     config = network.classifier.config
     width = len(task.labels or ())
-    if not width and not network.split:
+    if not width and isinstance(network, TokenNetwork) and not network.split:
         # Else the logits of words are made a few at a time, and only where they are asked for.
         width = int(config.get_text_config().vocab_size)
     micro, forecast = fit_memory(recipe, network, encoded["train"].rows.lengths(), device, width)
     if recipe.train.micro_batch_size is None:
         why["train.micro_batch_size"] = "the most that is forecast to fit into memory"
-    facts = model_facts(recipe, base, network, report, device, forecast, options, None)
+    pooling = network.pooling if isinstance(network, Encoder) else None
+    facts = model_facts(recipe, base, network, report, device, forecast, options, pooling)
     run.write_json("model.json", {**facts, "head": task.kind})
     return Setup(
         device=device,
@@ -123,17 +131,13 @@ def set_up(
 
 def load_network(
     recipe: Recipe, data: Gathered, base: Base, tokenizer: PreTrainedTokenizerBase, device: Device
-) -> tuple[TokenNetwork, LoadReport]:
+) -> tuple[Network, LoadReport]:
     """Load the base model under the head that the task needs."""
     import torch
 
-    from finesmith.models.language import load_language_model
-
-    return load_language_model(
+    return data.task.load(
         base,
         tokenizer,
-        kind=data.task.kind,
-        labels=data.task.labels,
         seed=recipe.train.seed,
         dropout=recipe.model.dropout,
         attention=recipe.model.attention,
@@ -153,7 +157,7 @@ def baselines_of(recipe: Recipe, data: Gathered) -> tuple[str, ...]:
 def _metric(recipe: Recipe, data: Gathered, why: dict[str, str]) -> str:
     metrics = data.task.metrics
     if recipe.evaluate.metric is None:
-        why["evaluate.metric"] = f"the default of {data.task.name}"
+        why["evaluate.metric"] = data.task.why_metric
         return metrics[0]
     if recipe.evaluate.metric not in metrics:
         raise UserError(

@@ -44,6 +44,7 @@ def begin(
     recipe: Recipe, run: Run, earlier: Earlier | None = None, reason: str | None = None
 ) -> tuple[Gathered, Setup]:
     """Gather the rows and set the model up."""
+    from finesmith import tasks
     from finesmith.models.load import find, load_tokenizer
     from finesmith.workflows.language.gather import gather
     from finesmith.workflows.language.setup import set_up
@@ -52,7 +53,7 @@ def begin(
     if reason is not None:
         run.record("note", message=f"task {recipe.task}: {reason}")
     base = find(recipe.model.base, recipe.model.revision)
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_tokenizer(base, template=tasks.language_task(recipe.task).speaks)
     require_known(base, tokenizer)
     data = gather(recipe, run, tokenizer, longest=longest_sequence(base, tokenizer))
     if reason is not None:
@@ -72,6 +73,7 @@ def resolve(recipe: Recipe, data: Gathered, setup: Setup) -> Recipe:
         "train.epochs": setup.epochs,
         "train.evaluations": setup.evaluations,
         **{f"data.{role}": name for role, name in data.summary["columns"].items()},
+        **{key: value for key, (value, _) in data.task.settled.items()},
     }
     return replace(recipe, values)
 
@@ -100,5 +102,5 @@ def _find_learning_rate(recipe: Recipe, run: Run, data: Gathered, setup: Setup) 
     from finesmith.workflows.training import find_rate
 
     setup.learning_rate, setup.why["train.learning_rate"] = find_rate(
-        recipe, run, setup.network, loss_of(setup), setup.learning_rate, plan_of(recipe, data, setup)
+        recipe, run, setup.network, loss_of(data, setup), setup.learning_rate, plan_of(recipe, data, setup)
     )
