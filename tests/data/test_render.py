@@ -207,17 +207,6 @@ TOKENIZER = byte_level()
 NOWHERE = np.empty(0, np.int64)
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.text(max_size=60), st.sampled_from([None, QWEN, QWEN.replace(r"\p{N}|", r"\p{N}{1,3}|")]))
-def test_words_side_by_side_are_the_text(text: str, pattern: str | None) -> None:
-    engine = ENGINES[pattern]
-    words = ByteWords(engine, expression_of(engine) or "")
-    assert words.tokenise([text], NOWHERE).ids.tolist() == engine.encode(text, add_special_tokens=False).ids
-
-
-ENGINES = {pattern: engine_of(byte_level(pattern)) for pattern in (None, QWEN, QWEN.replace(r"\p{N}|", r"\p{N}{1,3}|"))}
-
-
 def test_the_engine_alone_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     for template in templates(TOKENIZER):
         quick = render(CHATS, template, TOKENIZER, ["row"] * 6)

@@ -115,7 +115,7 @@ def fault_of(turns: Sequence[Turn], *, answered: bool = True) -> str | None:
     is followed by its result, every result follows its call; no turn of a person or of the assistant says nothing.
     With `answered` the last turn is the assistant's and at least one of its turns is trained; without, it is a prompt.
     """
-    plain = len(turns) <= _USUAL_TURNS and all([turn.is_plain() for turn in turns])
+    plain = len(turns) <= _USUAL_TURNS and all(turn.is_plain() for turn in turns)
     if plain and sum([len(turn.content) for turn in turns]) <= MOST_CHARACTERS:
         return _fault_of_plain(tuple([(turn.role, turn.trained) for turn in turns]), answered)
     return _fault_of(turns, answered)

@@ -30,20 +30,15 @@ class _Stripped:
     """The text of turn `turn`, after blanks (None: all kinds) were taken from its ends."""
 
     turn: int
-    strips: tuple[tuple[str, str | None], ...] = ()
+    strips: tuple[tuple[Callable[[str, str | None], str], str | None], ...] = ()
 
     def of(self, texts: Sequence[str]) -> str:
         text = texts[self.turn]
-        for method, blanks in self.strips:
-            text = _STRIPS[method](text, blanks)
+        for strip, blanks in self.strips:
+            text = strip(text, blanks)
         return text
 
 
-_STRIPS: Mapping[str, Callable[[str, str | None], str]] = {
-    "strip": str.strip,
-    "lstrip": str.lstrip,
-    "rstrip": str.rstrip,
-}
 _ASKS: Mapping[str, Callable[[str, str], bool]] = {
     "in": contains,
     "eq": eq,
@@ -87,10 +82,10 @@ class _StandIn(_Blind):
     trace: _Trace
     said: _Stripped
 
-    def _stripped(self, method: str, blanks: object) -> Opaque:
+    def _stripped(self, strip: Callable[[str, str | None], str], blanks: object) -> Opaque:
         if not (blanks is None or (type(blanks) is str and (blanks == "" or blanks.isspace()))):
             raise ObservedError
-        return self.trace.stand_in(_Stripped(self.said.turn, (*self.said.strips, (method, blanks))))
+        return self.trace.stand_in(_Stripped(self.said.turn, (*self.said.strips, (strip, blanks))))
 
     def _ask(self, kind: str, asked: object) -> bool:
         if type(asked) is not str:
@@ -99,13 +94,13 @@ class _StandIn(_Blind):
         return False
 
     def strip(self, blanks: Any = None, /) -> str:
-        return self._stripped("strip", blanks)
+        return self._stripped(str.strip, blanks)
 
     def lstrip(self, blanks: Any = None, /) -> str:
-        return self._stripped("lstrip", blanks)
+        return self._stripped(str.lstrip, blanks)
 
     def rstrip(self, blanks: Any = None, /) -> str:
-        return self._stripped("rstrip", blanks)
+        return self._stripped(str.rstrip, blanks)
 
     def startswith(self, asked: Any, /) -> bool:  # type: ignore[override]
         return self._ask("startswith", asked)

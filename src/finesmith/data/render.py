@@ -84,8 +84,12 @@ def render(
         raise UserError(f"the maximum length is {max_length} tokens, expected at least 3; a usual value is 512 to 4096")
     rows = _Rows(Placer(tokenizer), max_length, too_long, tokenizer.bos_token_id, loss == "all")
     faults: list[Fault] = []
-    for batch in _batches(conversations, template, where, loss == "last", faults):
+    batches = _batches(conversations, template, where, loss == "last", faults)
+    while True:
         with _no_garbage_collection():
+            batch = next(batches, None)
+            if batch is None:
+                break
             joined = rows.add(batch, [conversations[place].id for place, _ in batch])
         faults += [Fault(place, where[place], _JOINED) for place in joined]
     faults.sort(key=lambda fault: fault.position)
