@@ -215,9 +215,10 @@ class _Rows:
         tokens = np.concatenate([np.empty(0, np.int32), *(part[0] for part in self.parts)])
         lengths = np.concatenate([np.empty(0, np.int64), *(part[1] for part in self.parts)])
         marked = np.concatenate([np.empty(0, bool), *(part[2] for part in self.parts)])
+        self.parts.clear()
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         targets = np.full(tokens.size, UNSUPERVISED, np.int32)
-        targets[:-1] = np.where(marked[1:], tokens[1:], UNSUPERVISED)
+        np.copyto(targets[:-1], tokens[1:], where=marked[1:])
         targets[offsets[1:] - 1] = UNSUPERVISED
         return Rendered(
             Supervised(tokens, offsets, targets),
