@@ -200,12 +200,13 @@ class ByteWords:
         # One encoding of many words costs half as much as one for each; several are made side by side.
         runs = [list(words[start : start + _ENCODED_AS_ONE]) for start in range(0, len(words), _ENCODED_AS_ONE)]
         encodings = self._engine.encode_batch(runs, is_pretokenized=True, add_special_tokens=False)
-        return Table.plain(
-            np.concatenate([np.array(each.ids, np.int32) for each in encodings]),
-            np.concatenate(
-                [np.bincount(each.word_ids, minlength=len(run)) for each, run in zip(encodings, runs, strict=True)]
-            ),
-        )
+        lengths = []
+        for run, encoding in zip(runs, encodings, strict=True):
+            # No word is None: nothing is added around the words.
+            numbers = np.array(encoding.word_ids, np.int64)
+            lengths.append(np.bincount(numbers, minlength=len(run)))
+        ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
+        return Table.plain(np.concatenate(ids), np.concatenate(lengths))
 
 
 def _isolate(begins: npt.NDArray[np.bool_], places: Ints) -> None:
