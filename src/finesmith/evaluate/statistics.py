@@ -58,6 +58,8 @@ SCALES: dict[str, Scale] = {
     "rouge_l": "unit",
     "chrf": "unit",
     "bleu": "unit",
+    "reward_accuracy": "unit",
+    "preference_loss": "positive",
 }
 
 # Metrics whose influence on rows of two models together is meaningful: those that compare no score across rows.

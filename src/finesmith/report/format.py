@@ -45,11 +45,15 @@ METRIC_NAMES = {
     "rouge_l": "ROUGE-L",
     "chrf": "chrF",
     "bleu": "BLEU",
+    "reward_accuracy": "Reward accuracy",
+    "reward_margin": "Reward margin",
+    "preference_loss": "Preference loss",
 }
 PERCENT_METRICS = frozenset(
     {"accuracy", "balanced_accuracy", "subset_accuracy", "hamming_accuracy", "macro_f1", "micro_f1", "weighted_f1"}
     | {"f1", "precision", "recall", "calibration_error", "ece"}
     | {
+        "reward_accuracy",
         "span_f1",
         "span_precision",
         "span_recall",
@@ -66,7 +70,7 @@ PERCENT_METRICS = frozenset(
 )
 LOWER_IS_BETTER = frozenset(
     {"calibration_error", "ece", "brier", "log_loss", "loss", "rmse", "mae", "mse"}
-    | {"bits_per_byte", "perplexity", "pseudo_perplexity"}
+    | {"bits_per_byte", "perplexity", "pseudo_perplexity", "preference_loss"}
 )
 
 SYSTEM_NAMES = {

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from finesmith.data.supervised import UNSUPERVISED
 from finesmith.errors import ModelError
+from finesmith.tasks.preference_losses import Objective
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,13 +84,14 @@ class Speech:
 @dataclass(frozen=True, slots=True)
 class Choices:
     """What the recipe says of tokens: overlap of sequences cut from a document; the share of words that is masked, and
-    whether words are masked whole; how conversations are laid out and answered.
+    whether words are masked whole; how conversations are laid out and answered; the loss and its numbers.
     """
 
     overlap: int = 0
     mask_rate: float = 0.15
     whole_words: bool = True
     speech: Speech = Speech()
+    objective: Objective = Objective("cross_entropy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,16 +153,20 @@ class Outcome:
     """What a network, or a baseline, made of encoded rows.
 
     answers: the task's own, from which it measures and makes columns; log_probabilities: [N], of each row's targets in
-    nats, None for a baseline that has none; targets: int64 [N], how many each row has.
+    nats, None for a baseline that has none; targets: int64 [N], how many each row has; row_losses: [N], where the loss
+    is not that of the targets.
     """
 
     answers: Any
     log_probabilities: Floats | None = None
     targets: Ints | None = None
+    row_losses: Floats | None = None
 
     @property
     def loss(self) -> float:
-        """The mean loss of a target, in nats."""
+        """The mean loss of a target, in nats, or of a row where rows have losses of their own."""
+        if self.row_losses is not None:
+            return float(self.row_losses.mean())
         assert self.log_probabilities is not None
         assert self.targets is not None
         return float(-self.log_probabilities.sum() / max(1, int(self.targets.sum())))
@@ -188,6 +194,8 @@ class LanguageTask(ABC):
     usual_length: ClassVar[int | None]
     # Whether the tokenizer's chat template is read, and saved with the model.
     speaks: ClassVar[bool] = False
+    # Times the usual learning rates of a method.
+    rate_scale: ClassVar[float] = 1.0
 
     @classmethod
     @abstractmethod
@@ -323,10 +331,23 @@ class LanguageTask(ABC):
             dtype=dtype, device=device,
         )  # fmt: skip
 
-    def begin(self, network: TokenNetwork, encoded: Encoded) -> Encoded:
-        """Return rows with what the task asks of the network before it is tuned: by default nothing more."""
-        del network
+    @property
+    def refers(self) -> bool:
+        """Whether rows are measured against the network before tuning, and so have to go through `begin`."""
+        return False
+
+    def begin(self, network: TokenNetwork, encoded: Encoded, *, cache: Path | None, key: str) -> Encoded:
+        """Return rows with what the task asks of the network before it is tuned: by default nothing more.
+
+        `cache` is a folder that keeps results; `key` names the network's weights and how it computes.
+        """
+        del network, cache, key
         return encoded
+
+    def prepared(self, network: TokenNetwork, encoded: Encoded, batches: Sequence[Batch]) -> list[Batch]:
+        """Return the batches of a step with what takes all of them and the present weights: by default nothing more."""
+        del network, encoded
+        return list(batches)
 
     def loss(self, network: TokenNetwork, encoded: Encoded, batch: Batch) -> tuple[torch.Tensor, int]:
         """Return the sum of the losses of a batch made of `encoded`, and of how many units."""

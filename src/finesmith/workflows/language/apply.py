@@ -22,17 +22,26 @@ METHODS = frozenset({"full", "lora"})
 
 @dataclass(frozen=True, slots=True)
 class TunedLanguageModel:
-    """A tuned network with all it needs to answer: task, tokenizer limit, and how its files were read."""
+    """A tuned network with all it needs to answer: task, tokenizer limit, and how its files were read.
+
+    base: loads the model before tuning, for tasks that compare with it.
+    """
 
     network: TokenNetwork
     task: LanguageTask
     max_length: int
     reading: Reading
     metric: str
+    base: Callable[[], TokenNetwork]
 
     def answer(self, corpus: Corpus, progress: Callable[[int], None] | None = None) -> tuple[Encoded, Outcome]:
         """Return the rows as tokens, and what the network made of them."""
+        from finesmith.models.adapter_kinds import before_tuning
+
         encoded = self.task.encode(corpus, self.network.tokenizer, self.max_length)
+        if self.task.refers:
+            with before_tuning(self.network, self.base) as network:
+                encoded = self.task.begin(network, encoded, cache=None, key="")
         return encoded, self.task.answer(self.network, encoded, progress)
 
     def laid_out(self, corpus: Corpus) -> Corpus:
@@ -73,19 +82,25 @@ def load_model(folder: Path, *, device: str | None = None) -> TunedLanguageModel
     about, task = _about(folder)
     adapted = about["method"] == "lora"
     base = find(about["base"], about["revision"]) if adapted else find(str(folder))
-    network, report = task.load(
-        base,
-        load_tokenizer(find_tokenizer(folder), template=task.speaks),
-        seed=0,
-        dtype=torch.float32,
-        device=device or choose("auto").device,
-    )
+    tokenizer = load_tokenizer(find_tokenizer(folder), template=task.speaks)
+    how: Any = {"seed": 0, "dtype": torch.float32, "device": device or choose("auto").device}
+    network, report = task.load(base, tokenizer, **how)
     if adapted:
         network.module = load_adapter(network.classifier, folder)
     elif lacking := report.missing + report.new:
         raise ModelError(f"{folder} lacks the weights {', '.join(lacking[:3])}; the folder is damaged")
     network.module.eval()
-    return TunedLanguageModel(network, task, about["max_length"], Reading(**about["reading"]), about["metric"])
+
+
+    def load_base() -> TokenNetwork:
+        try:
+            return task.load(find(about["base"], about["revision"]), tokenizer, **how)[0]
+        except ModelError as error:
+            raise ModelError(f"{task.name} are judged by how far the model has moved from its base: {error}") from error
+
+    return TunedLanguageModel(
+        network, task, about["max_length"], Reading(**about["reading"]), about["metric"], load_base
+    )
 
 
 def _about(folder: Path) -> tuple[dict[str, Any], LanguageTask]:
@@ -123,9 +138,16 @@ def predictions(
     import pyarrow as pa
 
     reading = _reading(model, text, None, encoding)
-    corpus = model.laid_out(model.task.read_unlabelled([source], reading))
+    given = model.task.read_unlabelled([source], reading)
+    laid = model.task.lay_out(given, model.network.tokenizer, model.task.choices, model.max_length)
+    corpus, kept = (given, range(len(given))) if laid is None else (laid.corpus, laid.kept.tolist())
     _, outcome = model.answer(corpus, _counting(progress, len(corpus)))
-    columns = {"text": list(corpus.texts), **model.task.columns(corpus, outcome, quote=True)}
+    columns: dict[str, list[Any]] = {"text": list(given.texts)}
+    for name, values in model.task.columns(corpus, outcome, quote=True).items():
+        # Rows that the model cannot read stay without an answer.
+        column = columns.setdefault(name, [None] * len(given))
+        for place, value in zip(kept, values, strict=True):
+            column[place] = value
     yield pa.table(columns)
 
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from finesmith.discreet import discreet
 from finesmith.errors import DataError, RunError
+from finesmith.recipe import replace as replace_keys
 from finesmith.tasks.language import Choices, Corpus, LanguageTask, Reading, Speech
+from finesmith.tasks.preference_losses import Objective
 from finesmith.types import SPLITS, Examples, Finding, Split
 from finesmith.workflows.about import LONGEST
 from finesmith.workflows.prepare import complete, refuse_tiny, tell_findings, token_lengths, where, write_splits
@@ -111,6 +113,8 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
         )
     parts = {name: kind.take(corpus, at) for name, at in positions.items()}
     task = kind.learn(parts["train"], choices)
+    # What the rows settle may leave other keys without effect.
+    replace_keys(recipe, {key: value for key, (value, _) in task.settled.items()})
     for name in ("validation", "test"):
         task.require_known(parts[name])
     summary = {
@@ -182,6 +186,7 @@ def choices_of(recipe: Recipe) -> Choices:
             rows=recipe.evaluate.generated_rows,
             seed=recipe.train.seed,
         ),
+        objective=Objective(recipe.train.loss, **recipe.preference.model_dump()),
     )
 
 
