@@ -1,4 +1,4 @@
-"""Losses of real rows through the task against plain transformers, answer by answer; the reference; what rows become."""
+"""Losses of real rows through the task against plain transformers, answer by answer; the reference."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from finesmith.errors import DataError, UserError
 from finesmith.models.adapter_kinds import add_adapter, before_tuning
 from finesmith.models.language import load_language_model
 from finesmith.models.load import find, load_tokenizer
-from finesmith.tasks.compared_answers import best_border
 from finesmith.tasks.language import Choices, Corpus, Encoded, Reading
 from finesmith.tasks.preference_losses import Objective
-from finesmith.tasks.preferences import Preferences, answers, halved
+from finesmith.tasks.preference_rivals import answers, best_border, halved
+from finesmith.tasks.preferences import Preferences
 from tiny import write_tiny_llama
 
 PAIRS = [
@@ -193,9 +193,7 @@ def test_the_reference_is_the_network_without_its_adapter(kind: Any, llama: Path
     assert np.abs(found - before).max() < 1e-9
 
 
-def test_the_reference_comes_from_the_cache_and_only_for_the_same_rows_and_weights(
-    llama: Path, tmp_path: Path
-) -> None:
+def test_the_reference_comes_from_the_cache_and_only_for_the_same_rows_and_weights(llama: Path, tmp_path: Path) -> None:
     task, network, corpus, encoded = prepared("dpo", llama, tmp_path, "auto")
     first = task.begin(network, encoded, cache=tmp_path / "cache", key="weights").detail.reference
     move(network.module)
@@ -209,7 +207,7 @@ def test_the_reference_comes_from_the_cache_and_only_for_the_same_rows_and_weigh
 
 
 def test_a_pair_is_two_sequences_of_one_row(llama: Path, tmp_path: Path) -> None:
-    task, network, corpus, encoded = prepared("dpo", llama, tmp_path, "auto")
+    task, _, corpus, encoded = prepared("dpo", llama, tmp_path, "auto")
     assert len(encoded.rows) == len(corpus) == 5
     sizes = encoded.detail.sequences.lengths()
     assert encoded.rows.lengths().tolist() == (sizes[::2] + sizes[1::2]).tolist()
@@ -342,5 +340,12 @@ def test_what_moved_is_told_a_token(llama: Path, tmp_path: Path) -> None:
     assert (chosen["answers"], rejected["answers"], chosen["rows"]) == ("chosen", "rejected", 5)
     assert chosen["before"] == pytest.approx(sum(plain.log_p(plain.reference, *each) for each in ids) / tokens)
     assert chosen["after"] == pytest.approx(sum(plain.log_p(plain.policy, *each) for each in ids) / tokens)
-    assert task.details(corpus, replace(task.predict(network, encoded), answers=replace(
-        task.predict(network, encoded).answers, reference=None))) == {}
+    assert (
+        task.details(
+            corpus,
+            replace(
+                task.predict(network, encoded), answers=replace(task.predict(network, encoded).answers, reference=None)
+            ),
+        )
+        == {}
+    )

@@ -1,4 +1,4 @@
-"""Preferences, whole: from pairs or marked answers in a file to a verdict, a saved model, and what its base made of it."""
+"""Preferences, whole: from pairs or marked answers in a file to a verdict and a saved model."""
 
 from __future__ import annotations
 

@@ -41,7 +41,10 @@ UNREAD: Mapping[str, tuple[str, ...]] = {
     "instruct": (*_UNREAD, *_OF_ANSWERS),
     "preferences": (
         *(key for key in _UNREAD if key not in ("data.audit.missing_labels", "train.loss")),
-        "data.text", "data.label", "data.audit.length", "data.audit.truncation",
+        "data.text",
+        "data.label",
+        "data.audit.length",
+        "data.audit.truncation",
     ),
 }
 # Keys that these tasks alone read.
@@ -55,9 +58,8 @@ READ_BY: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("text.template", "text.too_long"), (*WRITTEN, "preferences")),
     **dict.fromkeys(("text.loss", "evaluate.shots", "evaluate.generated_rows"), WRITTEN),
     **dict.fromkeys(
-        (f"preference.{key}" for key in (
-            "beta", "smoothing", "odds_weight", "desirable_weight", "undesirable_weight"
-        )), ("preferences",)
+        (f"preference.{key}" for key in ("beta", "smoothing", "odds_weight", "desirable_weight", "undesirable_weight")),
+        ("preferences",),
     ),
     **{
         f"generation.{key}": WRITTEN

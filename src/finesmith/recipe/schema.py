@@ -24,7 +24,7 @@ def _known_encoding(value: str) -> str:
 # A task is a file: its name is known from the folder, without importing it.
 _NO_TASKS = {
     "__init__", "protocol", "language", "documents", "dialogues", "answers", "answer_rivals", "answer_scores",
-    "writing", "losses", "contrastive", "compared_answers", "preference_losses",
+    "writing", "losses", "contrastive", "compared_answers", "preference_losses", "preference_rivals",
 }  # fmt: skip
 _FILES_OF_TASKS = (Path(__file__).parent.parent / "tasks").glob("*.py")
 TASKS = ("auto", *sorted(f.stem.replace("_", "-") for f in _FILES_OF_TASKS if f.stem not in _NO_TASKS))

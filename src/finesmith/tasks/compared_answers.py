@@ -14,8 +14,6 @@ from finesmith.tasks.dialogues import choose_template, spoken
 from finesmith.tasks.language import Choices, Corpus, LaidOut, Reading, Speech
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     from transformers import PreTrainedTokenizerBase
 
     from finesmith.data.render import Rendered
@@ -104,7 +102,9 @@ def _corpus(
     return Corpus(
         texts=texts,
         labels=labels,  # type: ignore[arg-type]
-        groups=[blake2b(_prompt(one).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest() for one in content.first],
+        groups=[
+            blake2b(_prompt(one).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest() for one in content.first
+        ],
         where=where,
         origins=origins,
         columns={},
@@ -112,6 +112,10 @@ def _corpus(
         content=content,
         lost=lost or {},
     )
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def join(parts: Sequence[Corpus]) -> Corpus:
@@ -268,25 +272,6 @@ def mismatch(sequences: Supervised, max_length: int) -> Supervised | None:
         targets.append(np.concatenate([rows[row][1][:here], rows[other][1][there:]])[:max_length])
     offsets = np.cumsum([0, *map(len, tokens)]).astype(np.int64)
     return Supervised(np.concatenate(tokens), offsets, np.concatenate(targets))
-
-
-def best_border(values: Floats, good: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    """Return the border that best parts good from bad by `values`, and 1 where good ones lie above it, else -1."""
-    import numpy as np
-
-    order = np.argsort(values, kind="stable")
-    ordered, marks = values[order], np.where(good[order], 1, -1)
-    ends = np.flatnonzero(np.diff(ordered)) + 1
-    cuts = np.concatenate([[0], ends, [len(ordered)]])
-    below = np.concatenate([[0], marks.cumsum()])[cuts]
-    lead = marks.sum() - 2 * below
-    best = int(np.argmax(np.abs(lead)))
-    cut = int(cuts[best])
-    if cut in (0, len(ordered)):
-        border = float(ordered[0] - 1 if cut == 0 else ordered[-1] + 1)
-    else:
-        border = float((ordered[cut - 1] + ordered[cut]) / 2)
-    return border, 1.0 if lead[best] >= 0 else -1.0
 
 
 def moved(before: Floats, after: Floats, counts: Ints, good: Sequence[bool] | None) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from finesmith.data.supervised import UNSUPERVISED
 from finesmith.errors import ModelError
-from finesmith.tasks.preference_losses import Objective
+from finesmith.tasks.preference_losses import UNNAMED, Objective
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,7 +91,7 @@ class Choices:
     mask_rate: float = 0.15
     whole_words: bool = True
     speech: Speech = Speech()
-    objective: Objective = Objective("cross_entropy")
+    objective: Objective = UNNAMED
 
 
 @dataclass(frozen=True, slots=True)

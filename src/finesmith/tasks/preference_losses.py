@@ -184,9 +184,7 @@ class Objective:
             return ipo_loss(policy, reference, beta=self.beta), margins
         return dpo_loss(policy, reference, beta=self.beta, smoothing=self.smoothing), margins
 
-    def of_marked(
-        self, policy: Tensor, reference: Tensor, good: Tensor, divergence: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def of_marked(self, policy: Tensor, reference: Tensor, good: Tensor, divergence: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of each marked answer, [N], and how far its reward is on the right side, [N].
 
         The reward is beta (policy - reference - divergence); right is above 0 for a good answer, below for another.
@@ -199,7 +197,12 @@ class Objective:
         return losses, rewards.where(good, -rewards)
 
 
+# A recipe that names no loss of preferences: their rows choose one.
+UNNAMED = Objective("cross_entropy")
+
+
 # --- the reference, computed once ------------------------------------------------------------------------------------
+
 
 def reference_key(model: str, arrays: Mapping[str, npt.NDArray[np.generic]], settings: Mapping[str, str]) -> str:
     """Return a SHA-256 of everything that reference log-probabilities depend on.

@@ -1,4 +1,4 @@
-"""Preferences: of two answers to one prompt the better one (DPO, IPO, ORPO), or single answers marked good or bad (KTO).
+"""Preferences: the better of two answers to one prompt (DPO, IPO, ORPO), or answers marked good or bad (KTO).
 
 A row is a pair, its two sequences side by side in one micro-batch, or one marked answer. Rewards are measured against
 the model before tuning, whose log-probabilities are computed once, before the first step.
@@ -7,7 +7,7 @@ the model before tuning, whose log-probabilities are computed once, before the f
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,11 +25,10 @@ from finesmith.tasks.language import (
     Outcome,
     Reading,
     Speech,
-    over_tokens,
-    sums_by_row,
     targets_by_row,
 )
-from finesmith.tasks.preference_losses import Objective
+from finesmith.tasks.preference_losses import UNNAMED, Objective
+from finesmith.tasks.preference_rivals import Judged, Sides, answers, fit_rival, halved, signs, zeros
 
 if TYPE_CHECKING:
     import torch
@@ -38,26 +37,11 @@ if TYPE_CHECKING:
     from finesmith.evaluate.measurement import Measurement
     from finesmith.models.adapter_kinds import Purpose
     from finesmith.models.token_heads import Kind, TokenNetwork
-    from finesmith.tasks.language import Floats, Ints, Progress
+    from finesmith.tasks.language import Ints, Progress
     from finesmith.types import Batch
 
 MARKED_LOSS = "kto"
-
-
-@dataclass(frozen=True, slots=True)
-class Sides:
-    """The sequences of N rows: chosen and rejected answers in turn, or one marked answer each.
-
-    good: bool [N] of marked answers, None for pairs. mismatched: each prompt with another row's answer, None where the
-    loss does not ask for it. reference: float64, the log-probability of each sequence's answer under the model before
-    tuning, and mismatched_reference that of each mismatched one; None until `begin`.
-    """
-
-    sequences: Supervised
-    good: Any | None = None
-    mismatched: Supervised | None = None
-    reference: Floats | None = None
-    mismatched_reference: Floats | None = None
+LOSSES = ("dpo", "ipo", "orpo", MARKED_LOSS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +50,6 @@ class Placed:
 
     sequences: Ints
     divergence: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """What a method makes of N rows. margins: by how much it agrees with people, 0 where it has no preference.
-
-    rewards: whether margins are in the unit of rewards, so that their mean says something; reference: log-probabilities
-    of the sequences before tuning, None where unknown.
-    """
-
-    margins: Floats
-    rewards: bool = False
-    reference: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -146,10 +117,10 @@ class Preferences(LanguageTask):
         marked = train.content.good is not None
         if marked and len(set(train.content.good)) < 2:
             raise DataError(
-                f"all of the {len(train):,} training answers are {'good' if train.content.good[0] else 'bad'}; expected "
-                "good and bad ones"
+                f"all of the {len(train):,} training answers are {'good' if train.content.good[0] else 'bad'}; "
+                "expected good and bad ones"
             )
-        loss = asked if asked != Choices().objective.loss else MARKED_LOSS if marked else "dpo"
+        loss = asked if asked != UNNAMED.loss else MARKED_LOSS if marked else "dpo"
         if (loss == MARKED_LOSS) != marked:
             has = "single answers marked good or bad" if marked else "pairs of a chosen and a rejected answer"
             raise UserError(
@@ -356,29 +327,7 @@ class Preferences(LanguageTask):
 
     def fit_baseline(self, name: str, train: Corpus, encoded: Encoded, base: Callable[[], TokenNetwork]) -> Baseline:
         """Prefer what the untuned model finds likelier a token, or the longer answer, or nothing."""
-        if name == "majority":
-            if not self.marked:
-                return Baseline(name, "no preference", lambda corpus, _: Outcome(Judged(zeros(len(corpus)))))
-            usual = 1.0 if 2 * sum(train.content.good) >= len(train) else -1.0
-            title = f"every answer is {'good' if usual > 0 else 'bad'}"
-            return Baseline(name, title, lambda _, rows: Outcome(Judged(signs(rows.detail.good) * usual)))
-
-        def score(rows: Encoded) -> Floats:
-            counts = targets_by_row(rows.detail.sequences)
-            if name == "longer":
-                return counts.astype(float)
-            known = rows.detail.reference
-            return (answers(base(), rows.detail.sequences) if known is None else known) / counts  # type: ignore[no-any-return]
-
-        title = "longer answer" if name == "longer" else "untuned base model, by log-probability a token"
-        if not self.marked:
-            return Baseline(name, title, lambda _, rows: Outcome(Judged(score(rows)[::2] - score(rows)[1::2])))
-        border, way = compared_answers.best_border(score(encoded), encoded.detail.good)
-        return Baseline(
-            name,
-            f"{title}, with a border learnt on train",
-            lambda _, rows: Outcome(Judged(signs(rows.detail.good) * way * (score(rows) - border))),
-        )
+        return fit_rival(name, train, encoded, base)
 
     def measure(self, corpus: Corpus, encoded: Encoded, outcome: Outcome) -> dict[str, Measurement]:
         """Measure how often margins are on people's side; of rewards their mean too, and of a network the loss."""
@@ -391,7 +340,10 @@ class Preferences(LanguageTask):
         if not judged.rewards:
             return {"reward_accuracy": found["reward_accuracy"]}
         assert outcome.row_losses is not None
-        return {**found, "preference_loss": mean_of("preference_loss", outcome.row_losses, "positive", higher_is_better=False)}
+        return {
+            **found,
+            "preference_loss": mean_of("preference_loss", outcome.row_losses, "positive", higher_is_better=False),
+        }
 
     def columns(self, corpus: Corpus, outcome: Outcome, *, quote: bool) -> dict[str, list[Any]]:
         """Return which answer is preferred, or whether it is good, the margin and the log-probabilities."""
@@ -437,45 +389,6 @@ class Preferences(LanguageTask):
     def summary(self, corpus: Corpus) -> dict[str, Any]:
         """Count pairs, or good and bad answers, and prompts."""
         return compared_answers.summary(corpus)
-
-
-LOSSES = ("dpo", "ipo", "orpo", MARKED_LOSS)
-
-
-def answers(network: TokenNetwork, rows: Supervised, progress: Progress | None = None) -> Floats:
-    """Return the log-probability of each row's targets, float64 [N]."""
-    from finesmith.models.token_loss import token_log_probabilities
-
-    values = over_tokens(network, rows, lambda batch: token_log_probabilities(network, batch), 1, progress)
-    return sums_by_row(values[:, 0], rows.offsets)
-
-
-def halved(progress: Progress | None) -> Progress | None:
-    """Return the function that is told sequences and tells pairs."""
-    if progress is None:
-        return None
-    done = 0
-
-    def tell(count: int) -> None:
-        nonlocal done
-        progress((done + count) // 2 - done // 2)
-        done += count
-
-    return tell
-
-
-def zeros(count: int) -> Floats:
-    """Return `count` zeros, float64."""
-    import numpy as np
-
-    return np.zeros(count)
-
-
-def signs(good: Any) -> Floats:
-    """Return 1 for each true value and -1 for each other, float64."""
-    import numpy as np
-
-    return np.where(good, 1.0, -1.0)
 
 
 def _named(margin: float, above: str, below: str) -> str:

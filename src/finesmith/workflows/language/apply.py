@@ -91,7 +91,6 @@ def load_model(folder: Path, *, device: str | None = None) -> TunedLanguageModel
         raise ModelError(f"{folder} lacks the weights {', '.join(lacking[:3])}; the folder is damaged")
     network.module.eval()
 
-
     def load_base() -> TokenNetwork:
         try:
             return task.load(find(about["base"], about["revision"]), tokenizer, **how)[0]
