@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -11,33 +10,13 @@ from typing import Any
 
 import pytest
 from jobs import differences, events, read, table, tuned
-from language_jobs import language_plan
+from language_jobs import conversations, language_plan, write_rows
 
 import finesmith
-from finesmith.errors import DataError, RecipeError
 from finesmith.recipe import from_dict
 from finesmith.workflows.apply import evaluate_file, predict_file
 from finesmith.workflows.check import check
 from finesmith.workflows.tune import resume
-
-COLOURS, THINGS = ("red", "blue", "green"), ("film", "story", "card", "app", "plot", "scene")
-EXTRA = ("really", "very", "not", "and", "but", "this", "that", "bank", "order", "music", "acting", "late", "warm")
-
-
-def conversations(count: int = 90, *, seed: int = 0) -> list[dict[str, Any]]:
-    """Return rows whose answers tell the colour of what was asked for."""
-    draw = random.Random(seed)
-    rows = []
-    for _ in range(count):
-        colour, thing = draw.choice(COLOURS), draw.choice(THINGS)
-        asked = f"{' '.join(draw.choices(EXTRA, k=draw.randint(4, 7)))} the {thing} is {colour}"
-        rows.append({"prompt": asked, "response": f"{colour} {thing}"})
-    return rows
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -55,28 +34,32 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["full", "lora"])
 def job(request: pytest.FixtureRequest, folder: Path, llama: Path) -> dict[str, Any]:
-    data = write(folder / "rows.jsonl", conversations())
-    lora = {"method__lora": {"r": 8}, "method__name": "lora"} if request.param == "lora" else {}
+    data = write_rows(folder / "rows.jsonl", conversations())
+    lora = {"method__lora": {"r": 8}} if request.param == "lora" else {}
     return language_plan(
         "instruct", data, llama, folder / "cache", train__epochs=12, train__learning_rate=2e-2,
-        evaluate__generated_rows=8, model__dropout=None, **lora,
+        evaluate__generated_rows=8, model__dropout=None,
+        method__name=request.param, **lora,
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def run(job: dict[str, Any], folder: Path) -> Path:
-    return tuned(job, folder / job.get("method", {}).get("name", "full"))
+    return tuned(job, folder / job["method"]["name"])
 
 
-def test_a_run_has_all_the_evidence(run: Path) -> None:
+def test_a_run_has_all_the_evidence(run: Path, job: dict[str, Any]) -> None:
     verdict, scores = read(run, "verdict.json"), read(run, "scores.json")
     assert verdict["metric"] == "normalised_match"
     assert {each["name"] for each in verdict["baselines"]} == {
         "untuned base model", "untuned base model shown 3 examples", "answer of the nearest training prompt",
         "most frequent training answer",
     }  # fmt: skip
-    untuned = next(each for each in verdict["baselines"] if each["name"] == "untuned base model")
-    assert verdict["tuned"]["value"] > untuned["value"]
+    untuned = next(each for each in read(run, "baselines.json") if each["name"] == "untuned base model")["scores"]
+    assert scores["test"]["bits_per_byte"]["value"] < untuned["test"]["bits_per_byte"]["value"]
+    if job["method"]["name"] == "full":
+        # A random model's adapter learns the words, but not in so few steps which of them is asked for.
+        assert verdict["tuned"]["value"] > untuned["test"]["normalised_match"]["value"]
     assert verdict["test_size"] == 8
     assert set(scores["train"]) == {"bits_per_byte", "perplexity"}
     assert set(scores["test"]) == {
@@ -96,6 +79,11 @@ def test_a_run_has_all_the_evidence(run: Path) -> None:
     assert sum(text is not None for text in rows["prediction"]) == 8
     assert all((text is None) == (end is None) for text, end in zip(rows["prediction"], rows["finished"], strict=True))
     assert read(run, "model.json")["reload_gap"] < 1e-3
+    baselines = table(run / "predictions" / "baselines.parquet")
+    assert [text is None for text in baselines["untuned base model"]] == [text is None for text in rows["prediction"]]
+    page = (run / "report.html").read_text("utf-8")
+    assert "answered in writing" in page
+    assert next(text for text in rows["prediction"] if text) in page
 
 
 PLAIN_LIBRARIES = """
@@ -123,7 +111,7 @@ print(json.dumps(texts))
 def test_plain_transformers_writes_the_same_answers(run: Path, job: dict[str, Any], llama: Path) -> None:
     rows = table(run / "predictions" / "test.parquet")
     asked = [(text, found) for text, found in zip(rows["text"], rows["prediction"], strict=True) if found is not None]
-    base = str(llama) if job.get("method", {}).get("name") == "lora" else ""
+    base = str(llama) if job["method"]["name"] == "lora" else ""
     prompts = json.dumps([text for text, _ in asked])
     command = [sys.executable, "-c", PLAIN_LIBRARIES, str(run / "model"), base, prompts]
     out = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -133,17 +121,17 @@ def test_plain_transformers_writes_the_same_answers(run: Path, job: dict[str, An
 def test_the_saved_model_writes_and_measures_as_the_run_did(run: Path, tmp_path: Path) -> None:
     rows = table(run / "predictions" / "test.parquet")
     asked = [place for place, text in enumerate(rows["prediction"]) if text is not None]
-    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": rows["text"][place]} for place in asked])
+    prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": rows["text"][place]} for place in asked])
     seen: list[int] = []
     [found] = predict_file(str(run), str(prompts), progress=lambda done, total: seen.append(done))
     assert found.column("prediction").to_pylist() == [rows["prediction"][place] for place in asked]
     assert seen == list(range(1, len(asked) + 1))
     answered = [{"prompt": rows["text"][p], "response": rows["reference"][p]} for p in range(len(rows["text"]))]
-    scored = evaluate_file(str(run), str(write(tmp_path / "rows.jsonl", answered)))["scores"]
+    scored = evaluate_file(str(run), str(write_rows(tmp_path / "rows.jsonl", answered)))["scores"]
     expected = read(run, "scores.json")["test"]["bits_per_byte"]["value"]
     assert scored["bits_per_byte"]["value"] == pytest.approx(expected)
     model = finesmith.load(run)
-    assert model.predict([rows["text"][asked[0]]])["prediction"] == [rows["prediction"][asked[0]]]
+    assert model.predict([rows["text"][asked[0]]])[0]["prediction"] == rows["prediction"][asked[0]]
 
 
 def test_an_interrupted_run_ends_with_the_same_bits(

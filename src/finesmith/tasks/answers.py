@@ -136,6 +136,14 @@ class AnswerTask(LanguageTask):
         return (*self.scores, *LIKELIHOODS)
 
     @property
+    def why_metric(self) -> str:
+        """What the training answers are like."""
+        return {
+            "final_number_match": "the training answers end in a marked number",
+            "normalised_match": "the training answers have few words",
+        }.get(self.scores[0], f"the default of {self.name}")
+
+    @property
     def selecting(self) -> str:
         """Bits per byte of the given answers: writing answers at every evaluation would cost more than training."""
         return "bits_per_byte"

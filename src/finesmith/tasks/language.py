@@ -273,6 +273,11 @@ class LanguageTask(ABC):
         return {}
 
     @property
+    def why_metric(self) -> str:
+        """Why the first metric is the one that decides."""
+        return f"the default of {self.name}"
+
+    @property
     @abstractmethod
     def labels(self) -> tuple[str, ...] | None:
         """The classes of a head of labels, None for a head of words."""

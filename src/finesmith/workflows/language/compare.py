@@ -103,7 +103,7 @@ def _score_baselines(
     encoded: Mapping[Split, Encoded],
 ) -> dict[str, tuple[Measurement, float]]:
     """Score every baseline on validation and test; return what each reaches on test, and its seconds, by title."""
-    rows, rivals = [], {}
+    rows, rivals, answered = [], {}, dict[str, list[Any]]()
     for each in baselines:
         if each.baseline is None:
             rows.append({"name": each.title, "seconds": each.seconds, "skipped": each.skipped, "scores": {}})
@@ -113,10 +113,14 @@ def _score_baselines(
             outcome = each.baseline.answer(corpora[split], encoded[split])
             measured = data.task.measure(corpora[split], encoded[split], outcome)
             found[split] = score_all(recipe, measured, corpora[split])
+        if data.task.speaks and not recipe.output.redact:
+            answered[each.title] = data.task.columns(corpora["test"], outcome, quote=True)["prediction"]
         seconds = each.seconds + time.perf_counter() - began
         rivals[each.title] = measured[setup.metric], seconds
         rows.append({"name": each.title, "seconds": seconds, "skipped": None, "scores": found})
     run.write_json("baselines.json", rows)
+    if answered:
+        run.write_table("predictions/baselines.parquet", {"id": data.ids["test"], **answered})
     return rivals
 
 

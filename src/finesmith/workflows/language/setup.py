@@ -166,7 +166,7 @@ def baselines_of(recipe: Recipe, data: Gathered) -> tuple[str, ...]:
 def _metric(recipe: Recipe, data: Gathered, why: dict[str, str]) -> str:
     metrics = data.task.metrics
     if recipe.evaluate.metric is None:
-        why["evaluate.metric"] = f"the default of {data.task.name}"
+        why["evaluate.metric"] = data.task.why_metric
         return metrics[0]
     if recipe.evaluate.metric not in metrics:
         raise UserError(
