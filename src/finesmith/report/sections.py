@@ -318,18 +318,16 @@ def calibration(folder: RunFolder) -> dict[str, Any] | None:
 
 def moved_answers(folder: RunFolder) -> dict[str, Any] | None:
     """Return how likely preferred and other answers were and are, and in a sentence whether the preferred ones fell."""
-    rows = []
+    rows, changes = list[dict[str, Any]](), list[float]()
     for row in _details(folder, "answers"):
         before, after = number(row.get("before")), number(row.get("after"))
         if before is not None and after is not None:
+            changes.append(after - before)
             figures = [metric_value("", before), metric_value("", after), metric_difference("", after - before)]
-            rows.append(
-                {"answers": cut(row.get("answers"), 20), "figures": figures, "count": count(row.get("rows")),
-                 "change": after - before}
-            )  # fmt: skip
+            rows.append({"answers": cut(row.get("answers"), 20), "figures": figures, "count": count(row.get("rows"))})
     if not rows:
         return None
-    name, fell = rows[0]["answers"], rows[0]["change"] < 0
+    name, fell = rows[0]["answers"], changes[0] < 0
     sentence = f"The {name} answers became {'LESS' if fell else 'more'} likely than before tuning."
     if fell:
         sentence += (
