@@ -309,14 +309,15 @@ class Preferences(LanguageTask):
         import numpy as np
         import torch
 
-        def known(values: Any) -> torch.Tensor:
-            return torch.from_numpy(np.ascontiguousarray(values[places])).to(policy.device)
+        def known(values: Any, dtype: torch.dtype) -> torch.Tensor:
+            # Not every device has the numbers of the reference: they are narrowed before they go there.
+            return torch.from_numpy(np.ascontiguousarray(values[places])).to(dtype).to(policy.device)
 
-        reference = None if sides.reference is None else known(sides.reference).to(policy.dtype)
+        reference = None if sides.reference is None else known(sides.reference, policy.dtype)
         if self.marked:
             assert reference is not None
             gone = policy.new_tensor(divergence)
-            return self.objective.of_marked(policy, reference, known(sides.good), gone)
+            return self.objective.of_marked(policy, reference, known(sides.good, torch.bool), gone)
         order = torch.from_numpy(np.argsort(places, kind="stable")).to(policy.device)
 
         def parted(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
