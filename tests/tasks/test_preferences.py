@@ -159,8 +159,7 @@ def test_the_loss_of_real_rows_equals_plain_transformers(
         assert count == len(corpus)
         assert total == pytest.approx(sum(expected), abs=1e-8)
     outcome = task.predict(network, encoded)
-    assert outcome.row_losses is not None
-    assert outcome.row_losses.tolist() == pytest.approx(expected, abs=1e-8)
+    assert outcome.answers.losses.tolist() == pytest.approx(expected, abs=1e-8)
     assert outcome.loss == pytest.approx(sum(expected) / len(expected), abs=1e-8)
     measured = task.measure(corpus, encoded, outcome)
     assert measured["preference_loss"].value == pytest.approx(outcome.loss)

@@ -35,6 +35,7 @@ MEASURED = (
     "span_f1", "span_precision", "span_recall", "token_accuracy", "bits_per_byte", "perplexity", "pseudo_perplexity",
     "final_number_match", "exact_match", "normalised_match", "rouge_1", "rouge_2", "rouge_l", "chrf", "bleu",
     "reward_accuracy", "reward_margin", "preference_loss",
+    "ndcg@10", "accuracy@1", "recall@10", "mrr", "map",
 )  # fmt: skip
 
 HIGHER_IS_BETTER: dict[str, bool] = {
@@ -70,6 +71,11 @@ HIGHER_IS_BETTER: dict[str, bool] = {
     "reward_accuracy": True,
     "reward_margin": True,
     "preference_loss": False,
+    "ndcg@10": True,
+    "accuracy@1": True,
+    "recall@10": True,
+    "mrr": True,
+    "map": True,
 }
 
 DISPLAY_NAMES: dict[str, str] = {
@@ -105,6 +111,11 @@ DISPLAY_NAMES: dict[str, str] = {
     "reward_accuracy": "reward accuracy",
     "reward_margin": "reward margin",
     "preference_loss": "preference loss",
+    "ndcg@10": "nDCG@10",
+    "accuracy@1": "accuracy@1",
+    "recall@10": "recall@10",
+    "mrr": "mean reciprocal rank",
+    "map": "mean average precision",
 }
 
 

@@ -11,6 +11,7 @@ BASELINES: Mapping[str, tuple[str, ...]] = {
     "masked-text": ("base", "unigram"),
     "instruct": ("base", "few_shot", "nearest", "frequent"),
     "preferences": ("base", "longer", "majority"),
+    "embeddings": ("base", "tfidf"),
 }
 LANGUAGE = frozenset(BASELINES)
 
@@ -33,6 +34,13 @@ _OF_ANSWERS = (
 # Tasks whose answers are written texts, and those of them that read conversations.
 WRITTEN = ("instruct",)
 TALKS = ("instruct",)
+_OF_RELATED = (
+    "data.text_pair",
+    "data.audit.missing_labels",
+    "data.audit.imbalance",
+    "data.audit.small_classes",
+    "method.pooling",
+)
 # By task, the keys that it does not read.
 UNREAD: Mapping[str, tuple[str, ...]] = {
     "token-classification": _UNREAD,
@@ -46,6 +54,7 @@ UNREAD: Mapping[str, tuple[str, ...]] = {
         "data.audit.length",
         "data.audit.truncation",
     ),
+    "embeddings": tuple(key for key in _UNREAD if key not in _OF_RELATED),
 }
 # Keys that these tasks alone read.
 READ_BY: Mapping[str, tuple[str, ...]] = {
@@ -65,6 +74,11 @@ READ_BY: Mapping[str, tuple[str, ...]] = {
         f"generation.{key}": WRITTEN
         for key in ("strategy", "max_new_tokens", "temperature", "top_k", "top_p", "beams", "stop")
     },
+    "data.negative": ("embeddings",),
+    "contrast.loss": ("embeddings",),
+    "contrast.temperature": ("embeddings",),
+    "contrast.margin": ("embeddings",),
+    "contrast.widths": ("embeddings",),
 }
 METHODS = ("full", "lora")
 # The losses of preferences, each with the numbers of the section preference that it reads.

@@ -37,12 +37,12 @@ class Sides:
 class Judged:
     """What a method makes of N rows. margins: by how much it agrees with people, 0 where it has no preference.
 
-    rewards: whether margins are in the unit of rewards, so that their mean says something; reference: log-probabilities
-    of the sequences before tuning, None where unknown.
+    losses: of the rows; only with them margins are in the unit of rewards, so that their mean says something.
+    reference: log-probabilities of the sequences before tuning, None where unknown.
     """
 
     margins: Floats
-    rewards: bool = False
+    losses: Floats | None = None
     reference: Floats | None = None
 
 

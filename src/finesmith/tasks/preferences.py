@@ -67,6 +67,7 @@ class Preferences(LanguageTask):
     audits: ClassVar[frozenset[str]] = compared_answers.AUDITS
     usual_length: ClassVar[int | None] = None
     speaks: ClassVar[bool] = True
+    apart: ClassVar[str] = "rows with the same prompt share a split"
     # DPO took 1e-6 where tuning takes 1e-5 (Rafailov et al. 2023, appendix B), Zephyr 5e-7 after 2e-5 (Tunstall et al.
     # 2023, arXiv:2310.16944).
     rate_scale: ClassVar[float] = 0.1
@@ -300,7 +301,8 @@ class Preferences(LanguageTask):
         losses, margins = self._judge(
             torch.from_numpy(policy), torch.from_numpy(counts), sides, np.arange(len(policy)), gone
         )
-        return Outcome(Judged(margins.numpy(), True, sides.reference), policy, counts, losses.numpy())
+        judged = Judged(margins.numpy(), losses.numpy(), sides.reference)
+        return Outcome(judged, policy, counts, float(losses.mean()))
 
     def _judge(
         self, policy: torch.Tensor, counts: torch.Tensor, sides: Sides, places: Ints, divergence: float
@@ -338,13 +340,10 @@ class Preferences(LanguageTask):
         del corpus, encoded
         judged: Judged = outcome.answers
         found = preferences(judged.margins, zeros(len(judged.margins)))
-        if not judged.rewards:
+        if judged.losses is None:
             return {"reward_accuracy": found["reward_accuracy"]}
-        assert outcome.row_losses is not None
-        return {
-            **found,
-            "preference_loss": mean_of("preference_loss", outcome.row_losses, "positive", higher_is_better=False),
-        }
+        loss = mean_of("preference_loss", judged.losses, "positive", higher_is_better=False)
+        return {**found, "preference_loss": loss}
 
     def columns(self, corpus: Corpus, outcome: Outcome, *, quote: bool) -> dict[str, list[Any]]:
         """Return which answer is preferred, or whether it is good, the margin and the log-probabilities."""

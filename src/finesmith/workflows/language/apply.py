@@ -14,7 +14,7 @@ from finesmith.tasks.language import LanguageTask, Outcome, Reading
 from finesmith.workflows.about import LONGEST, damaged
 
 if TYPE_CHECKING:
-    from finesmith.models.token_heads import TokenNetwork
+    from finesmith.models.forward import Network
     from finesmith.tasks.language import Corpus, Encoded
 
 METHODS = frozenset({"full", "lora"})
@@ -27,12 +27,12 @@ class TunedLanguageModel:
     base: loads the model before tuning, for tasks that compare with it.
     """
 
-    network: TokenNetwork
+    network: Network
     task: LanguageTask
     max_length: int
     reading: Reading
     metric: str
-    base: Callable[[], TokenNetwork]
+    base: Callable[[], Network]
 
     def answer(self, corpus: Corpus, progress: Callable[[int], None] | None = None) -> tuple[Encoded, Outcome]:
         """Return the rows as tokens, and what the network made of them."""
@@ -91,7 +91,7 @@ def load_model(folder: Path, *, device: str | None = None) -> TunedLanguageModel
         raise ModelError(f"{folder} lacks the weights {', '.join(lacking[:3])}; the folder is damaged")
     network.module.eval()
 
-    def load_base() -> TokenNetwork:
+    def load_base() -> Network:
         try:
             return task.load(find(about["base"], about["revision"]), tokenizer, **how)[0]
         except ModelError as error:
@@ -131,17 +131,26 @@ def _about(folder: Path) -> tuple[dict[str, Any], LanguageTask]:
 
 
 def predictions(
-    model: TunedLanguageModel, source: str, *, text: str | None, encoding: str | None, progress: Progress | None
+    model: TunedLanguageModel,
+    source: str,
+    *,
+    text: str | None,
+    text_pair: str | None,
+    encoding: str | None,
+    progress: Progress | None,
 ) -> Iterator[Any]:
     """Yield one pyarrow table: the rows of `source` in order, as texts, with what the model makes of each."""
     import pyarrow as pa
 
-    reading = _reading(model, text, None, encoding)
+    _refuse_pairs(model, text_pair)
+    reading = _reading(model, text=text, text_pair=text_pair, encoding=encoding)
     given = model.task.read_unlabelled([source], reading)
     laid = model.task.lay_out(given, model.network.tokenizer, model.task.choices, model.max_length)
     corpus, kept = (given, range(len(given))) if laid is None else (laid.corpus, laid.kept.tolist())
     _, outcome = model.answer(corpus, _counting(progress, len(corpus)))
-    columns: dict[str, list[Any]] = {"text": list(given.texts)}
+    if text_pair is not None and len(corpus.columns_of_texts) < 2:
+        raise DataError(f"{source} has no column {text_pair[:80]!r}; name the second texts with --text-pair COLUMN")
+    columns = {name: list(texts) for name, texts in given.columns_of_texts.items()}
     for name, values in model.task.columns(corpus, outcome, quote=True).items():
         # Rows that the model cannot read stay without an answer.
         column = columns.setdefault(name, [None] * len(given))
@@ -156,6 +165,7 @@ def evaluate(
     source: str,
     *,
     text: str | None,
+    text_pair: str | None,
     label: str | None,
     encoding: str | None,
     progress: Progress | None,
@@ -163,7 +173,8 @@ def evaluate(
     """Score a run's model on other rows; return scores with intervals, and keep them in the run folder."""
     from finesmith.evaluate.paired import interval
 
-    corpus = model.task.read([source], _reading(model, text, label, encoding))
+    _refuse_pairs(model, text_pair)
+    corpus = model.task.read([source], _reading(model, text=text, text_pair=text_pair, label=label, encoding=encoding))
     model.task.require_known(corpus)
     given, corpus = len(corpus) + sum(corpus.lost.values()), model.laid_out(corpus)
     encoded, outcome = model.answer(corpus, _counting(progress, len(corpus)))
@@ -189,8 +200,7 @@ def evaluate(
 Progress = Callable[[int, int], None]
 
 
-def _reading(model: TunedLanguageModel, text: str | None, label: str | None, encoding: str | None) -> Reading:
-    given = {"text": text, "label": label, "encoding": encoding}
+def _reading(model: TunedLanguageModel, **given: str | None) -> Reading:
     return Reading(**{**asdict(model.reading), **{key: value for key, value in given.items() if value is not None}})
 
 
@@ -207,7 +217,7 @@ def _counting(progress: Progress | None, total: int) -> Callable[[int], None] | 
     return add
 
 
-def refuse_pairs(text_pair: str | None) -> None:
-    """Raise DataError where a second text column is named."""
-    if text_pair is not None:
+def _refuse_pairs(model: TunedLanguageModel, text_pair: str | None) -> None:
+    """Raise DataError where a second text column is named that would not be read."""
+    if text_pair is not None and not model.task.reads_pairs:
         raise DataError("this model reads no second text; leave --text-pair out")
