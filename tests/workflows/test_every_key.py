@@ -52,6 +52,8 @@ TALKS = {"task": "instruct", "data.text": REMOVED, "data.label": REMOVED, "evalu
          "generation.max_new_tokens": 6}  # fmt: skip
 ASKED = {**TALKS, "data.prompt": "asked", "data.completion": "said"}
 BROKEN = {**TALKS, "data.messages": "broken", "data.malformed": "drop"}
+PREFERRED = {"task": "preferences", "data.text": REMOVED, "data.label": REMOVED, "evaluate.baselines": ["longer"],
+             "model.base": "tiny-llama", "model.dropout": REMOVED}  # fmt: skip
 SAMPLED = {**TALKS, "generation.strategy": "sample"}
 NO_LEARNING = {"train.learning_rate": 0.9, "train.epochs": 8, "train.schedule": "constant"}
 ELSEWHERE = {"output.dir", "output.cache", "model.revision"}
@@ -103,6 +105,16 @@ CASES = [
     Case("generation.stop", ["a", "e", "i", "o", "u"], (PREDICTIONS,), "talks", TALKS),
     Case("evaluate.shots", 1, ("baselines.json",), "talks", {**TALKS, "evaluate.baselines": ["few_shot"]}),
     Case("evaluate.generated_rows", 3, (PREDICTIONS, "verdict.json"), "talks", TALKS),
+    Case("preference.beta", 0.5, ("scores.json", WEIGHTS), "preferred", PREFERRED),
+    Case("preference.smoothing", 0.2, ("scores.json", WEIGHTS), "preferred", PREFERRED),
+    Case("preference.odds_weight", 0.5, ("scores.json", WEIGHTS), "preferred", {**PREFERRED, "train.loss": "orpo"}),
+    Case("preference.desirable_weight", 2, ("scores.json", WEIGHTS), "liked", PREFERRED),
+    Case("preference.undesirable_weight", 2, ("scores.json", WEIGHTS), "liked", PREFERRED),
+    Case("train.loss", "ipo", ("scores.json", WEIGHTS), "preferred", PREFERRED),
+    Case("train.loss", "orpo", ("scores.json", WEIGHTS), "preferred", PREFERRED),
+    Case("train.loss", "kto", (), "preferred", PREFERRED, "the rows are pairs"),
+    Case("text.template", "alpaca", ("model/chat_template.jinja", WEIGHTS), "preferred", PREFERRED),
+    Case("text.too_long", "shorten", ("data.json", WEIGHTS), "preferred", {**PREFERRED, "data.max_length": 20}),
     Case("data.domain_words", 3, ("data.json", WEIGHTS), "faulty"),
     Case("data.domain_words", ["moviegoer"], ("data.json", WEIGHTS)),
     audit("empty", "keep"),
@@ -340,6 +352,29 @@ def notes(path: Path) -> Path:
     return path
 
 
+def preferred(path: Path) -> Path:
+    """Write pairs of answers, the better of which says what the label is."""
+    draw, rows = random.Random(8), []
+    for text, label in reviews(60, words=6):
+        other = "negative" if label == "positive" else "positive"
+        prompt = " ".join(text.split()[: draw.randint(1, 8)])
+        rows.append(json.dumps({"prompt": prompt, "chosen": f"it is {label}", "rejected": f"it was {other} and dull"}))
+    path = path.with_suffix(".jsonl")
+    path.write_text("\n".join(rows), "utf-8")
+    return path
+
+
+def liked(path: Path) -> Path:
+    """Write answers marked good or bad, three good ones for each bad one."""
+    rows = [
+        json.dumps({"prompt": text, "completion": f"it is {label}", "label": number % 4 != 0})
+        for number, (text, label) in enumerate(reviews(60, words=6))
+    ]
+    path = path.with_suffix(".jsonl")
+    path.write_text("\n".join(rows), "utf-8")
+    return path
+
+
 def talks(path: Path) -> Path:
     """Write conversations in several columns, one of which has a row that is none."""
     rows = []
@@ -366,6 +401,8 @@ DATA: dict[str, Callable[[Path], Path]] = {
     "overlapping": overlapping,
     "notes": notes,
     "talks": talks,
+    "preferred": preferred,
+    "liked": liked,
 }
 
 

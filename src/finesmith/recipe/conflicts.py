@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from finesmith.recipe.language import BASELINES, LANGUAGE, METHODS, READ_BY, UNREAD
+from finesmith.recipe.language import BASELINES, LANGUAGE, METHODS, PREFERENCE_LOSSES, READ_BY, UNREAD
 from finesmith.recipe.scalars import show
 from finesmith.recipe.schema import USUAL_BASELINES, Data, Recipe
 
@@ -109,6 +109,15 @@ _IDLE = (
         lambda r: tuple(r.evaluate.baselines) != USUAL_BASELINES and "few_shot" not in r.evaluate.baselines,
         "add few_shot to evaluate.baselines",
     ),
+    *(
+        _Idle(
+            f"preference.{key}",
+            "train.loss",
+            lambda r, key=key: key not in PREFERENCE_LOSSES.get(r.train.loss, (key,)),  # type: ignore[misc]
+            "set train.loss: " + next(loss for loss, read in PREFERENCE_LOSSES.items() if key in read),
+        )
+        for key in dict.fromkeys(key for read in PREFERENCE_LOSSES.values() for key in read)
+    ),
     *(_Idle(key, "task", _task(task), "set another task") for task, unread in UNREAD.items() for key in unread),
 )
 
@@ -156,6 +165,12 @@ def _task_conflicts(recipe: Recipe) -> Iterator[Conflict]:
         yield Conflict(
             ("evaluate.baselines", "task"),
             f"evaluate.baselines names {odd[0]}, which task {recipe.task} does not have; choose of {', '.join(known)}",
+        )
+    loss, prefers = recipe.train.loss, recipe.task == "preferences"
+    if loss != "cross_entropy" and prefers != (loss in PREFERENCE_LOSSES):
+        fitting = ", ".join(PREFERENCE_LOSSES) if prefers else "cross_entropy or focal"
+        yield Conflict(
+            ("train.loss", "task"), f"train.loss is {loss}, which task {recipe.task} does not have; use {fitting}"
         )
     if recipe.task not in LANGUAGE:
         return

@@ -24,7 +24,8 @@ def _known_encoding(value: str) -> str:
 # A task is a file: its name is known from the folder, without importing it.
 _NO_TASKS = {
     "__init__", "protocol", "language", "documents", "dialogues", "answers", "answer_rivals", "answer_scores",
-    "writing", "losses", "contrastive", "encoded_texts", "preferences",
+    "writing", "losses", "contrastive", "encoded_texts", "compared_answers", "preference_losses",
+    "preference_rivals",
 }  # fmt: skip
 _FILES_OF_TASKS = (Path(__file__).parent.parent / "tasks").glob("*.py")
 TASKS = ("auto", *sorted(f.stem.replace("_", "-") for f in _FILES_OF_TASKS if f.stem not in _NO_TASKS))
@@ -62,7 +63,7 @@ KeepStop = Literal["keep", "stop"]
 AnyAction = Literal["keep", "drop", "fix", "stop"]
 Baseline = Literal[
     "majority", "tfidf", "features", "zero_shot", "word_tag", "base", "ngram", "unigram", "few_shot", "nearest",
-    "frequent",
+    "frequent", "longer",
 ]  # fmt: skip
 # What every recipe without a list means: the baselines of the task at hand, which for classes and numbers are these.
 USUAL_BASELINES = ("majority", "tfidf", "features", "zero_shot")
@@ -307,6 +308,22 @@ class Generation(Section):
     )
 
 
+class Preference(Section):
+    """How strongly preferences are learnt: the task preferences."""
+
+    beta: Float = Field(
+        default=0.1, gt=0, description="How dearly the model pays for leaving what it was; dpo, ipo and kto read it."
+    )
+    smoothing: Float = Field(
+        default=0.0, ge=0, lt=0.5, description="Share of pairs taken to be marked the wrong way round, for dpo."
+    )
+    odds_weight: Float = Field(
+        default=0.1, gt=0, description="Weight of the odds ratio beside the loss of the chosen answer, for orpo."
+    )
+    desirable_weight: Float = Field(default=1.0, gt=0, description="Weight of good answers, for kto.")
+    undesirable_weight: Float = Field(default=1.0, gt=0, description="Weight of bad answers, for kto.")
+
+
 class Contrast(Section):
     """How embeddings are learnt: the task embeddings."""
 
@@ -408,9 +425,10 @@ class Train(Section):
         default=1.0, gt=0, description="Gradients longer than this (L2 norm) are scaled down to it."
     )
     label_smoothing: Share = Field(default=0.0, description="Share of each target spread over all classes.")
-    loss: Literal["cross_entropy", "focal"] = Field(
+    loss: Literal["cross_entropy", "focal", "dpo", "ipo", "orpo", "kto"] = Field(
         default="cross_entropy",
-        description="focal gives easy examples less weight; regression always uses squared error.",
+        description="focal gives easy examples less weight; regression always uses squared error. The task preferences "
+        "has dpo in place of the default, ipo or orpo for pairs, and kto for marked answers.",
     )
     focal_gamma: Float = Field(
         default=2.0, gt=0, le=10, description="How much less weight the focal loss gives easy examples."
@@ -447,7 +465,8 @@ class Evaluate(Section):
         default_factory=lambda: list(USUAL_BASELINES),  # type: ignore[arg-type]
         description="Simpler methods that the tuned model has to beat. Tasks that answer for every token put all of "
         "their own in place of this list: token-classification majority and word_tag, causal-text base and ngram, "
-        "masked-text base and unigram, embeddings base and tfidf, instruct base, few_shot, nearest and frequent.",
+        "masked-text base and unigram, embeddings base and tfidf, instruct base, few_shot, nearest and frequent, "
+        "preferences base, longer and majority.",
         json_schema_extra={"default": list(USUAL_BASELINES)},
     )
     shots: Count = Field(
@@ -509,6 +528,7 @@ class Recipe(Section):
     mask: Mask = Field(default_factory=Mask)
     text: TextLayout = Field(default_factory=TextLayout)
     generation: Generation = Field(default_factory=Generation)
+    preference: Preference = Field(default_factory=Preference)
     contrast: Contrast = Field(default_factory=Contrast)
     model: Model = Field(default_factory=Model)
     method: Method = Field(default_factory=Method)

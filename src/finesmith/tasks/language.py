@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from finesmith.data.supervised import UNSUPERVISED
 from finesmith.errors import ModelError
+from finesmith.tasks.preference_losses import UNNAMED, Objective
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,7 +106,8 @@ class Contrast:
 @dataclass(frozen=True, slots=True)
 class Choices:
     """What the recipe says of tokens: overlap of sequences cut from a document; the share of words that is masked, and
-    whether words are masked whole; how conversations are laid out and answered; and what it says of embeddings.
+    whether words are masked whole; how conversations are laid out and answered; what it says of embeddings; the loss
+    of preferences and its numbers.
     """
 
     overlap: int = 0
@@ -113,6 +115,7 @@ class Choices:
     whole_words: bool = True
     speech: Speech = Speech()
     contrast: Contrast = Contrast()
+    objective: Objective = UNNAMED
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +227,8 @@ class LanguageTask(ABC):
     usual_length: ClassVar[int | None]
     # Whether the tokenizer's chat template is read, and saved with the model.
     speaks: ClassVar[bool] = False
+    # Times the usual learning rates of a method.
+    rate_scale: ClassVar[float] = 1.0
     # Whether rows to predict may have a second text.
     reads_pairs: ClassVar[bool] = False
     # What a split that keeps groups together promises.
@@ -369,10 +374,23 @@ class LanguageTask(ABC):
             dtype=dtype, device=device,
         )  # fmt: skip
 
-    def begin(self, network: Any, encoded: Encoded) -> Encoded:
-        """Return rows with what the task asks of the network before it is tuned: by default nothing more."""
-        del network
+    @property
+    def refers(self) -> bool:
+        """Whether rows are measured against the network before tuning, and so have to go through `begin`."""
+        return False
+
+    def begin(self, network: Any, encoded: Encoded, *, cache: Path | None, key: str) -> Encoded:
+        """Return rows with what the task asks of the network before it is tuned: by default nothing more.
+
+        `cache` is a folder that keeps results; `key` names the network's weights and how it computes.
+        """
+        del network, cache, key
         return encoded
+
+    def prepared(self, network: Any, encoded: Encoded, batches: Sequence[Batch]) -> list[Batch]:
+        """Return the batches of a step with what takes all of them and the present weights: by default nothing more."""
+        del network, encoded
+        return list(batches)
 
     def loss(self, network: Any, encoded: Encoded, batch: Batch) -> tuple[torch.Tensor, int]:
         """Return the sum of the losses of a batch made of `encoded`, and of how many units."""

@@ -166,14 +166,14 @@ def _forecast(recipe: Recipe, data: Prepared, setup: Setup) -> dict[str, Any]:
     if recipe.method.name == "features":
         return {"steps": 0, "seconds": None, **memory}
     plan, loss_sum = plan_of(recipe, data, setup), loss_of(data, setup)
-    lengths = setup.tokens.lengths()[data.positions["train"]]
-    return {**timed(recipe, setup.network, plan, loss_sum, float(lengths.mean())), **memory}
+    tokens = int(setup.tokens.lengths()[data.positions["train"]].sum())
+    return {**timed(recipe, setup.network, plan, loss_sum, tokens / plan.steps_per_epoch), **memory}
 
 
 def timed(
     recipe: Recipe, network: Network, plan: Plan, loss_sum: Callable[[Batch], Any], tokens: float
 ) -> dict[str, Any]:
-    """Time a few real steps; `tokens`: the mean length of a training row."""
+    """Time a few real steps; `tokens`: how many a usual step has."""
     from finesmith.train.loop import train
     from finesmith.train.optimiser import Schedule
     from finesmith.workflows.training import new_optimizer
@@ -183,7 +183,7 @@ def timed(
     # A learning rate of 0: the steps cost what they cost, and the weights stay.
     for step in train(network.module, loss_sum, new_optimizer(recipe, network, 0.0), schedule, plan):
         # Batches differ in length: what the step would cost with the usual number of tokens.
-        seconds.append(step.seconds * tokens * step.examples / step.tokens)
+        seconds.append(step.seconds * tokens / step.tokens)
         if len(seconds) == TIMED_STEPS or time.perf_counter() - began > TIMED_SECONDS:
             break
     # The first one also allocates, so the least is the fairest.

@@ -22,17 +22,26 @@ METHODS = frozenset({"full", "lora"})
 
 @dataclass(frozen=True, slots=True)
 class TunedLanguageModel:
-    """A tuned network with all it needs to answer: task, tokenizer limit, and how its files were read."""
+    """A tuned network with all it needs to answer: task, tokenizer limit, and how its files were read.
+
+    base: loads the model before tuning, for tasks that compare with it.
+    """
 
     network: Network
     task: LanguageTask
     max_length: int
     reading: Reading
     metric: str
+    base: Callable[[], Network]
 
     def answer(self, corpus: Corpus, progress: Callable[[int], None] | None = None) -> tuple[Encoded, Outcome]:
         """Return the rows as tokens, and what the network made of them."""
+        from finesmith.models.adapter_kinds import before_tuning
+
         encoded = self.task.encode(corpus, self.network.tokenizer, self.max_length)
+        if self.task.refers:
+            with before_tuning(self.network, self.base) as network:
+                encoded = self.task.begin(network, encoded, cache=None, key="")
         return encoded, self.task.answer(self.network, encoded, progress)
 
     def laid_out(self, corpus: Corpus) -> Corpus:
@@ -78,19 +87,23 @@ def load_model(folder: Path, *, device: str | None = None) -> TunedLanguageModel
     tokenizer = load_tokenizer(find_tokenizer(folder), template=task.speaks)
     if about["max_length"] > longest_sequence(base, tokenizer):
         raise damaged(folder / "finesmith.json", "max_length", about["max_length"])
-    network, report = task.load(
-        base,
-        tokenizer,
-        seed=0,
-        dtype=torch.float32,
-        device=device or choose("auto").device,
-    )
+    how: Any = {"seed": 0, "dtype": torch.float32, "device": device or choose("auto").device}
+    network, report = task.load(base, tokenizer, **how)
     if adapted:
         network.module = load_adapter(network.classifier, folder)
     elif lacking := report.missing + report.new:
         raise ModelError(f"{folder} lacks the weights {', '.join(lacking[:3])}; the folder is damaged")
     network.module.eval()
-    return TunedLanguageModel(network, task, about["max_length"], Reading(**about["reading"]), about["metric"])
+
+    def load_base() -> Network:
+        try:
+            return task.load(find(about["base"], about["revision"]), tokenizer, **how)[0]
+        except ModelError as error:
+            raise ModelError(f"{task.name} are judged by how far the model has moved from its base: {error}") from error
+
+    return TunedLanguageModel(
+        network, task, about["max_length"], Reading(**about["reading"]), about["metric"], load_base
+    )
 
 
 def _about(folder: Path) -> tuple[dict[str, Any], LanguageTask]:
@@ -149,12 +162,18 @@ def predictions(
 
     _refuse_pairs(model, text_pair)
     reading = _reading(model, text=text, text_pair=text_pair, encoding=encoding)
-    corpus = model.laid_out(model.task.read_unlabelled([source], reading))
+    given = model.task.read_unlabelled([source], reading)
+    laid = model.task.lay_out(given, model.network.tokenizer, model.task.choices, model.max_length)
+    corpus, kept = (given, range(len(given))) if laid is None else (laid.corpus, laid.kept.tolist())
     _, outcome = model.answer(corpus, _counting(progress, len(corpus)))
     if text_pair is not None and len(corpus.columns_of_texts) < 2:
         raise DataError(f"{source} has no column {text_pair[:80]!r}; name the second texts with --text-pair COLUMN")
-    columns = {name: list(texts) for name, texts in corpus.columns_of_texts.items()}
-    columns = {**columns, **model.task.columns(corpus, outcome, quote=True)}
+    columns = {name: list(texts) for name, texts in given.columns_of_texts.items()}
+    for name, values in model.task.columns(corpus, outcome, quote=True).items():
+        # Rows that the model cannot read stay without an answer.
+        column = columns.setdefault(name, [None] * len(given))
+        for place, value in zip(kept, values, strict=True):
+            column[place] = value
     yield pa.table(columns)
 
 

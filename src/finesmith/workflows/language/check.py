@@ -28,9 +28,10 @@ def look(recipe: Recipe, run: Run, reason: str | None = None) -> Seen:
 
     data, setup = begin(recipe, run, None, reason)
     probes = preflight(recipe, data, setup)
-    usual = float(setup.encoded["train"].rows.lengths().mean())
+    plan = plan_of(recipe, data, setup)
+    usual = int(setup.encoded["train"].rows.lengths().sum()) / plan.steps_per_epoch
     forecast = {
-        **timed(recipe, setup.network, plan_of(recipe, data, setup), loss_of(data, setup), usual),
+        **timed(recipe, setup.network, plan, loss_of(data, setup), usual),
         "memory_bytes": setup.forecast["total"],
         "memory_free_bytes": setup.forecast["free"],
     }
@@ -56,7 +57,7 @@ def preflight(recipe: Recipe, data: Gathered, setup: Setup) -> list[Probed]:
     usual, _ = default_learning_rate(recipe.method.name, setup.report.parameters)
     found = [
         probes.memory_fits(dict(setup.forecast), setup.micro_batch_size, recipe.train.batch_size),
-        probes.learning_rate_in_range(setup.learning_rate, usual, recipe.method.name),
+        probes.learning_rate_in_range(setup.learning_rate, usual * data.task.rate_scale, recipe.method.name),
     ]
     if labels is not None:
         order = {int(i): name for i, name in (network.classifier.config.id2label or {}).items()}
@@ -86,7 +87,8 @@ def _longest(data: Gathered, setup: Setup) -> Batch:
     chosen = order[: max(2, int((lengths[order].cumsum() <= PROBE_TOKENS).sum()))][::-1]
     chosen = data.task.probed(encoded, chosen)
     chosen = chosen[np.argsort(lengths[chosen], kind="stable")]
-    return data.task.batch(encoded, chosen, data.ids["train"], 0, 0, setup.network.device)
+    made = data.task.batch(encoded, chosen, data.ids["train"], 0, 0, setup.network.device)
+    return data.task.prepared(setup.network, encoded, [made])[0]
 
 
 def _some(data: Gathered, setup: Setup) -> Encoded:

@@ -53,7 +53,7 @@ def plan_of(recipe: Recipe, data: Gathered, setup: Setup) -> Plan:
         chosen = task.order(encoded, t.batch_size, t.seed, step)
         parts = micro_batches(chosen, lengths, setup.micro_batch_size)
         made = [task.batch(encoded, part, ids, epoch, t.seed, device) for part in parts]
-        return made, max(1, task.units(made))
+        return task.prepared(setup.network, encoded, made), max(1, task.units(made))
 
     steps = max(1, round(per_epoch * setup.epochs))
     found = task.backward(setup.network, lambda: precision(setup))

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from finesmith.discreet import discreet
 from finesmith.errors import DataError, RunError
+from finesmith.recipe import replace as replace_keys
 from finesmith.tasks.language import Choices, Contrast, Corpus, LanguageTask, Reading, Speech
+from finesmith.tasks.preference_losses import Objective
 from finesmith.types import SPLITS, Examples, Finding, Split
 from finesmith.workflows.about import LONGEST
 from finesmith.workflows.prepare import complete, refuse_tiny, tell_findings, token_lengths, where, write_splits
@@ -114,6 +116,8 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
         )
     taken = {name: kind.take(corpus, at) for name, at in positions.items()}
     task = kind.learn(taken["train"], choices)
+    # What the rows settle may leave other keys without effect.
+    replace_keys(recipe, {key: value for key, (value, _) in task.settled.items()})
     for name in ("validation", "test"):
         task.require_known(taken[name])
     summary = {
@@ -190,6 +194,7 @@ def choices_of(recipe: Recipe) -> Choices:
         contrast=Contrast(
             c.loss, c.temperature, c.margin, tuple(c.widths or ()), recipe.method.pooling, recipe.train.batch_size
         ),
+        objective=Objective(recipe.train.loss, **recipe.preference.model_dump()),
     )
 
 

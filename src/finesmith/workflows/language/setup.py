@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,7 @@ class Setup:
     micro_batch_size: int
     forecast: Mapping[str, Any]
     weights_key: str
+    before_key: str
     fingerprint: dict[str, str]
     cache: Path | None
     why: dict[str, str]
@@ -84,17 +86,18 @@ def set_up(
     for name, rows in encoded.items():
         for note in rows.notes:
             run.record("note", message=f"{name}: {note}")
+    # Nothing is added or frozen yet, and a checkpoint is restored later: these are the weights before tuning.
+    key = before_key(base, network, device)
+    encoded = {name: task.begin(network, rows, cache=cache_folder(recipe), key=key) for name, rows in encoded.items()}
     if recipe.method.freeze_layers:
         freeze_lowest(network.classifier, recipe.method.freeze_layers)
     if recipe.method.name == "lora":
         options = dict(add_adapter(network, "lora", recipe.method.lora, seed=recipe.train.seed, purpose=task.purpose))
-    encoded = {name: task.narrow(task.begin(network, rows), name) for name, rows in encoded.items()}
-    why = {
-        **data.why,
-        **{key: reason for key, (_, reason) in task.settled.items() if value_of(recipe, key) in (None, "auto")},
-    }
+    encoded = {name: task.narrow(rows, name) for name, rows in encoded.items()}
+    settled = {key: reason for key, (value, reason) in task.settled.items() if value_of(recipe, key) != value}
+    why = {**data.why, **settled}
     metric = _metric(recipe, data, why)
-    rate = peak_learning_rate(recipe, report, why)
+    rate = peak_learning_rate(recipe, report, why, task.rate_scale)
     epochs, evaluations = duration(recipe, len(encoded["train"].rows), why)
     config = network.classifier.config
     width = len(task.labels or ())
@@ -123,10 +126,19 @@ def set_up(
         micro_batch_size=micro,
         forecast=forecast,
         weights_key=weights_key(base, ()),
+        before_key=key,
         fingerprint={},
         cache=cache_folder(recipe),
         why=why,
     )
+
+
+def before_key(base: Base, network: Network, device: Device) -> str:
+    """Name the weights before tuning and all by which a machine could compute otherwise with them."""
+    from finesmith.run import versions
+
+    how = f"{device.device} {device.threads} threads, {next(network.module.parameters()).dtype}, {network.why}"
+    return f"{weights_key(base, ())}; {how}; {json.dumps(versions(), sort_keys=True)}"
 
 
 def load_network(
