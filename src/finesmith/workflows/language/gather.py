@@ -270,7 +270,7 @@ def _split(
     recipe: Recipe, corpus: Corpus, given: Sequence[Split | None], kept: Ints, clusters: Clusters
 ) -> tuple[list[Split], list[str]]:
     """Return the split of every kept row, those given respected; copies and rows of a document stay together."""
-    from finesmith.data.documents import split_documents
+    from finesmith.data.documents import FEWEST_UNITS, split_documents
     from finesmith.data.split import units
 
     names: list[Split] = [given[i] or "train" for i in kept]
@@ -278,9 +278,15 @@ def _split(
     if not at:
         return names, ["splits as given"]
     d, open_rows = recipe.data, kept[at]
+    together = units(clusters, corpus.groups)[open_rows]
+    if corpus.answers is not None and (found := len(set(together.tolist()))) < FEWEST_UNITS:
+        raise DataError(
+            f"{len(at):,} conversations make {found} that are no copies of each other; a split needs {FEWEST_UNITS}: "
+            "add some, or give a file for each split"
+        )
     cut = split_documents(
         [corpus.texts[i] for i in open_rows],
-        units=units(clusters, corpus.groups)[open_rows],
+        units=together,
         validation=0.0 if "validation" in names else d.validation_fraction,
         test=0.0 if "test" in names else d.test_fraction,
         seed=d.split_seed,
