@@ -76,6 +76,7 @@ def build(run_folder: Path) -> str:
         base=base_name(folder),
         method=words(folder.model.get("method"), 60),
         load=_load(folder),
+        written="written" in mapping(folder.scores.get("details")),
         labels=[label_text(label, 120) for label in items(folder.data.get("labels"))[:LABELS_SHOWN]],
         labels_left_out=max(0, len(items(folder.data.get("labels"))) - LABELS_SHOWN),
         data=_data(folder),
