@@ -54,6 +54,7 @@ ASKED = {**TALKS, "data.prompt": "asked", "data.completion": "said"}
 BROKEN = {**TALKS, "data.messages": "broken", "data.malformed": "drop"}
 PREFERRED = {"task": "preferences", "data.text": REMOVED, "data.label": REMOVED, "evaluate.baselines": ["longer"],
              "model.base": "tiny-llama", "model.dropout": REMOVED}  # fmt: skip
+TIGHT = {"data.max_length": 40, "text.loss": "last"}
 SAMPLED = {**TALKS, "generation.strategy": "sample"}
 NO_LEARNING = {"train.learning_rate": 0.9, "train.epochs": 8, "train.schedule": "constant"}
 ELSEWHERE = {"output.dir", "output.cache", "model.revision"}
@@ -89,12 +90,12 @@ CASES = [
     Case("data.messages", "other", ("data.json", PREDICTIONS), "talks", TALKS),
     Case("data.prompt", "reply", (PREDICTIONS, WEIGHTS), "talks", ASKED),
     Case("data.completion", "reply", (PREDICTIONS, WEIGHTS), "talks", ASKED),
-    Case("data.malformed", "stop", (), "talks", BROKEN, "ends with a turn of the user"),
+    Case("data.malformed", "stop", (), "talks", BROKEN, "it has no assistant turn"),
     Case("text.template", "alpaca", ("model/chat_template.jinja", WEIGHTS), "talks", TALKS),
     Case("text.loss", "all", (WEIGHTS,), "talks", TALKS),
     Case("text.loss", "last", (WEIGHTS, "scores.json"), "talks", TALKS),
-    Case("text.too_long", "shorten", ("data.json", WEIGHTS), "talks", {**TALKS, "data.max_length": 24}),
-    Case("text.too_long", "stop", (), "talks", {**TALKS, "data.max_length": 24}, "more than 24 tokens"),
+    Case("text.too_long", "shorten", ("data.json", WEIGHTS), "talks", {**TALKS, **TIGHT}),
+    Case("text.too_long", "stop", (), "talks", {**TALKS, **TIGHT}, "more than 40 tokens"),
     Case("generation.strategy", "sample", (PREDICTIONS,), "talks", TALKS),
     Case("generation.strategy", "beam", ("model/generation_config.json",), "talks", TALKS),
     Case("generation.max_new_tokens", 3, (PREDICTIONS,), "talks", TALKS),

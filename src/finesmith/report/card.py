@@ -83,6 +83,7 @@ def build(run_folder: Path) -> str:
         method=words(folder.model.get("method"), 60),
         load=_load(folder),
         pooled=Markup(POOLINGS.get(str(folder.model.get("pooling")), POOLINGS["mean"])),
+        written="written" in mapping(folder.scores.get("details")),
         labels=[label_text(label, 120) for label in items(folder.data.get("labels"))[:LABELS_SHOWN]],
         labels_left_out=max(0, len(items(folder.data.get("labels"))) - LABELS_SHOWN),
         data=_data(folder),

@@ -287,7 +287,7 @@ def _split(
     clusters: Clusters,
 ) -> tuple[list[Split], list[str]]:
     """Return the split of every kept row, those given respected; copies and rows of a document stay together."""
-    from finesmith.data.documents import split_documents
+    from finesmith.data.documents import FEWEST_UNITS, split_documents
     from finesmith.data.near_duplicates import normalise
     from finesmith.data.split import split, units
 
@@ -298,6 +298,11 @@ def _split(
     d, open_rows = recipe.data, kept[at]
     texts = [corpus.texts[i] for i in open_rows]
     together = units(clusters, corpus.groups)[open_rows]
+    if corpus.answers is not None and (found := len(set(together.tolist()))) < FEWEST_UNITS:
+        raise DataError(
+            f"{len(at):,} {kind.unit} make {found} that are no copies of each other; a split needs {FEWEST_UNITS}: "
+            "add some, or give a file for each split"
+        )
     validation = 0.0 if "validation" in names else d.validation_fraction
     test = 0.0 if "test" in names else d.test_fraction
     notes = [] if corpus.groups is None else [kind.apart]
@@ -307,11 +312,11 @@ def _split(
         cut = split_documents(texts, units=together, validation=validation, test=test, seed=d.split_seed, sizes=sizes)
     else:
         strata, keys = [corpus.strata[i] for i in open_rows], [normalise(text) for text in texts]
-        found = split(strata, units=together, keys=keys, validation=validation, test=test, seed=d.split_seed)
-        cut = found.names
-        if found.small:
-            rows = sum(found.small.values())
-            notes.append(f"{len(found.small)} labels have fewer than three examples; all {rows} are in train")
+        cut_by_label = split(strata, units=together, keys=keys, validation=validation, test=test, seed=d.split_seed)
+        cut = cut_by_label.names
+        if cut_by_label.small:
+            rows = sum(cut_by_label.small.values())
+            notes.append(f"{len(cut_by_label.small)} labels have fewer than three examples; all {rows} are in train")
     for place, name in zip(at, cut, strict=True):
         names[place] = name
     return names, notes
