@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from jobs import PEFT_WARNING, REMOVED, differences, plan, reviews, tuned, with_values, write_csv
+from language_jobs import triplets
 
 from finesmith.errors import FinesmithError, RecipeError
 from finesmith.recipe import from_dict
@@ -46,6 +47,9 @@ FEATURES = {"method.name": "features", **dict.fromkeys(("train.learning_rate", "
             "train.batch_size", "train.micro_batch_size", "model.dropout"), REMOVED)}  # fmt: skip
 MASKED = {"task": "masked-text", "data.text": REMOVED, "data.label": REMOVED, "evaluate.baselines": REMOVED,
           "data.max_length": 16}  # fmt: skip
+RELATED = {"task": "embeddings", "data.text": "anchor", "data.text_pair": "positive", "data.label": REMOVED,
+           "evaluate.baselines": REMOVED}  # fmt: skip
+TRIPLETS = {**RELATED, "data.negative": "negative"}
 NO_LEARNING = {"train.learning_rate": 0.9, "train.epochs": 8, "train.schedule": "constant"}
 ELSEWHERE = {"output.dir", "output.cache", "model.revision"}
 
@@ -77,6 +81,14 @@ CASES = [
     Case("data.overlap", 4, (WEIGHTS, "scores.json"), "notes", MASKED),
     Case("mask.rate", 0.4, (WEIGHTS, "scores.json"), "notes", MASKED),
     Case("mask.whole_words", False, (WEIGHTS, "scores.json"), "notes", MASKED),
+    Case("data.negative", "negative", ("data.json", WEIGHTS), "triplets", RELATED),
+    Case("contrast.loss", "triplet", ("events.jsonl", WEIGHTS), "triplets", TRIPLETS),
+    Case("contrast.temperature", 0.2, ("events.jsonl", WEIGHTS), "triplets", RELATED),
+    Case("contrast.margin", 0.1, ("events.jsonl", WEIGHTS), "triplets", {**TRIPLETS, "contrast.loss": "triplet"}),
+    Case("contrast.widths", [8], ("events.jsonl", "scores.json", WEIGHTS), "triplets", RELATED),
+    Case("method.pooling", "cls", ("model.json", WEIGHTS), "triplets", RELATED),
+    Case("method.freeze_layers", 1, ("model.json", WEIGHTS), "triplets", RELATED),
+    Case("method.layer_decay", 0.5, ("events.jsonl", WEIGHTS), "triplets", RELATED),
     Case("data.domain_words", 3, ("data.json", WEIGHTS), "faulty"),
     Case("data.domain_words", ["moviegoer"], ("data.json", WEIGHTS)),
     audit("empty", "keep"),
@@ -324,6 +336,7 @@ DATA: dict[str, Callable[[Path], Path]] = {
     "marked": marked,
     "overlapping": overlapping,
     "notes": notes,
+    "triplets": lambda path: write_csv(path, triplets(90), ("anchor", "positive", "negative")),
 }
 
 

@@ -229,7 +229,7 @@ class Embeddings(LanguageTask):
 
         def encode(batch: Batch) -> torch.Tensor:
             with within():
-                return vectors(network, batch).float()
+                return _wide(vectors(network, batch))
 
         def whole(
             loss_sum: LossSum, batches: Sequence[Batch], units: int, seed: Callable[[int], None]
@@ -266,7 +266,7 @@ class Embeddings(LanguageTask):
         answers = torch.cat([batch.targets for batch in batches if batch.targets is not None])
         ids = torch.cat([batch.ids for batch in batches])
         with torch.autocast(vectors.device.type, enabled=False):
-            return self._summed(vectors.float() if vectors.dtype != torch.float64 else vectors, answers, ids)
+            return self._summed(_wide(vectors), answers, ids)
 
     def _summed(self, vectors: torch.Tensor, answers: torch.Tensor, ids: torch.Tensor) -> Summed:
         from finesmith.tasks import contrastive
@@ -403,6 +403,11 @@ class Embeddings(LanguageTask):
         names = {"text": "anchors", "text_pair": "positives", "negative": "negatives"}
         texts = {f"different {names[name]}": len(set(column)) for name, column in rows.texts.items()}
         return {"summary": {rows.kind: len(rows), **texts}}
+
+
+def _wide(vectors: torch.Tensor) -> torch.Tensor:
+    """Return vectors in numbers of four bytes at least: cosines over a temperature need their digits."""
+    return vectors if vectors.element_size() > 4 else vectors.float()
 
 
 def _corpus(rows: Related, origins: Sequence[Origin], columns: Mapping[str, str]) -> Corpus:
