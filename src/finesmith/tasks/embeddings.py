@@ -298,7 +298,15 @@ class Embeddings(LanguageTask):
         from finesmith.models.encoder import vectors
 
         detail: Detail = encoded.detail
-        found = over_texts(network, detail.tokens, lambda batch: vectors(network, batch), progress)
+        done = 0
+
+        def tell(texts: int) -> None:
+            nonlocal done
+            before, done = done, done + texts
+            if progress is not None:
+                progress(done // detail.width - before // detail.width)
+
+        found = over_texts(network, detail.tokens, lambda batch: vectors(network, batch), tell)
         lengths = np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
         return Outcome((found / lengths).astype(np.float32), mean_loss=self._mean_loss(found, encoded))
 
