@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from jobs import PEFT_WARNING, REMOVED, differences, plan, reviews, tuned, with_values, write_csv
+from language_jobs import triplets
 
 from finesmith.errors import FinesmithError, RecipeError
 from finesmith.recipe import from_dict
@@ -56,6 +57,9 @@ PREFERRED = {"task": "preferences", "data.text": REMOVED, "data.label": REMOVED,
              "model.base": "tiny-llama", "model.dropout": REMOVED}  # fmt: skip
 TIGHT = {"data.max_length": 40, "text.loss": "last"}
 SAMPLED = {**TALKS, "generation.strategy": "sample"}
+RELATED = {"task": "embeddings", "data.text": "anchor", "data.text_pair": "positive", "data.label": REMOVED,
+           "evaluate.baselines": REMOVED}  # fmt: skip
+TRIPLETS = {**RELATED, "data.negative": "negative"}
 NO_LEARNING = {"train.learning_rate": 0.9, "train.epochs": 8, "train.schedule": "constant"}
 ELSEWHERE = {"output.dir", "output.cache", "model.revision"}
 
@@ -116,6 +120,14 @@ CASES = [
     Case("train.loss", "kto", (), "preferred", PREFERRED, "the rows are pairs"),
     Case("text.template", "alpaca", ("model/chat_template.jinja", WEIGHTS), "preferred", PREFERRED),
     Case("text.too_long", "shorten", ("data.json", WEIGHTS), "preferred", {**PREFERRED, "data.max_length": 20}),
+    Case("data.negative", "negative", ("data.json", WEIGHTS), "triplets", RELATED),
+    Case("contrast.loss", "triplet", ("events.jsonl", WEIGHTS), "triplets", TRIPLETS),
+    Case("contrast.temperature", 0.2, ("events.jsonl", WEIGHTS), "triplets", RELATED),
+    Case("contrast.margin", 0.1, ("events.jsonl", WEIGHTS), "triplets", {**TRIPLETS, "contrast.loss": "triplet"}),
+    Case("contrast.widths", [8], ("events.jsonl", "scores.json", WEIGHTS), "triplets", RELATED),
+    Case("method.pooling", "cls", ("model.json", WEIGHTS), "triplets", RELATED),
+    Case("method.freeze_layers", 1, ("model.json", WEIGHTS), "triplets", RELATED),
+    Case("method.layer_decay", 0.5, ("events.jsonl", WEIGHTS), "triplets", RELATED),
     Case("data.domain_words", 3, ("data.json", WEIGHTS), "faulty"),
     Case("data.domain_words", ["moviegoer"], ("data.json", WEIGHTS)),
     audit("empty", "keep"),
@@ -404,6 +416,7 @@ DATA: dict[str, Callable[[Path], Path]] = {
     "talks": talks,
     "preferred": preferred,
     "liked": liked,
+    "triplets": lambda path: write_csv(path, triplets(90), ("anchor", "positive", "negative")),
 }
 
 

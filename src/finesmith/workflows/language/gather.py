@@ -111,8 +111,8 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
     if len(positions["test"]) < FEWEST_TESTED:
         raise DataError(
             f"the test split holds {len(positions['test'])} {kind.unit}, too few to compare models on; expected "
-            f"at least {FEWEST_TESTED}: raise data.test_fraction, add {kind.unit}, or part them with "
-            "data.document_separator"
+            f"at least {FEWEST_TESTED}: raise data.test_fraction, or add {kind.unit}"
+            + (", or part them with data.document_separator" if corpus.strata is None else "")
         )
     taken = {name: kind.take(corpus, at) for name, at in positions.items()}
     task = kind.learn(taken["train"], choices)
