@@ -73,6 +73,12 @@ def audit(kind: str, value: str, data: str = "faulty", **given: Any) -> Case:
 CASES = [
     Case("task", "regression", ("data.json", "scores.json", WEIGHTS), "stars", {"task": "classification"}),
     Case("data.train", "other.csv", ("data.json", "splits.parquet", WEIGHTS)),
+    Case(
+        "data.weights",
+        [3, 1],
+        ("data.json", "events.jsonl", WEIGHTS),
+        given={"data.train": ["reviews.csv", "other.csv"]},
+    ),
     Case("data.validation", "other.csv", ("data.json", "splits.parquet", WEIGHTS)),
     Case("data.test", "other.csv", ("data.json", "splits.parquet", "scores.json")),
     Case("data.text", "reply", ("data.json", PREDICTIONS), "wide"),
@@ -273,6 +279,8 @@ class Jobs:
 
     def place(self, value: Any) -> Any:
         """Turn the name of a file made here into its path."""
+        if isinstance(value, list):
+            return [self.place(each) for each in value]
         return str(self.folder / value) if isinstance(value, str) and (self.folder / value).exists() else value
 
     def run(self, tree: Mapping[str, Any]) -> tuple[Path, str]:

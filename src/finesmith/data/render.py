@@ -196,7 +196,7 @@ class _Rows:
             return stays
         bounds = placed.bounds()
         answers = np.searchsorted(placed.answers[:, 0], bounds)
-        for row in np.flatnonzero(placed.whole & (placed.lengths > self.max_length)):
+        for row in np.flatnonzero(placed.whole & (placed.lengths > self.max_length)).tolist():
             start, stop = bounds[row : row + 2]
             begin = start + int(placed.ids[start] == self.start_id)
             end = begin + placed.lengths[row] - self.max_length

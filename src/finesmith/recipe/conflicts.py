@@ -57,6 +57,7 @@ _IDLE = (
     _Idle("train.focal_gamma", "train.loss", lambda r: r.train.loss != "focal", "set train.loss: focal"),
     _Idle("method.lora", "method.name", lambda r: r.method.name != "lora", "set method.name: lora"),
     _Idle("method.layer_decay", "method.name", _method("features"), "set method.name: full"),
+    _Idle("data.weights", "method.name", _method("features"), "set method.name: full"),
     _Idle("method.freeze_layers", "method.name", _method("features", "lora"), "set method.name: full"),
     _Idle(
         "method.pooling",
@@ -206,6 +207,25 @@ def _embedding_conflicts(recipe: Recipe) -> Iterator[Conflict]:
         )
 
 
+def _weight_conflicts(data: Data) -> Iterator[Conflict]:
+    """Yield weights that do not fit to the sources."""
+    if data.weights is None:
+        return
+    sources = [data.train] if isinstance(data.train, str) else data.train
+    if len(sources) == 1:
+        yield Conflict(
+            ("data.weights", "data.train"),
+            f"data.weights is {show(data.weights)} but data.train names one source, so it would change nothing; name "
+            "several, or remove data.weights",
+        )
+    elif len(sources) != len(data.weights):
+        yield Conflict(
+            ("data.weights", "data.train"),
+            f"data.weights is {show(data.weights)} but data.train names {len(sources)} sources; expected one number "
+            "for each, in their order",
+        )
+
+
 def _data_conflicts(data: Data) -> Iterator[Conflict]:
     if data.messages is not None and (data.prompt is not None or data.completion is not None):
         yield Conflict(
@@ -219,6 +239,7 @@ def _data_conflicts(data: Data) -> Iterator[Conflict]:
             (f"data.{one}", f"data.{other}"),
             f"data.{one} is {show(data.prompt or data.completion)} but data.{other} is not named; name both",
         )
+    yield from _weight_conflicts(data)
     for given, sources in (("validation", data.validation), ("test", data.test)):
         if sources is not None and data.split is not None:
             yield Conflict(

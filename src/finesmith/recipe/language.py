@@ -54,7 +54,7 @@ UNREAD: Mapping[str, tuple[str, ...]] = {
         "data.audit.length",
         "data.audit.truncation",
     ),
-    "embeddings": tuple(key for key in _UNREAD if key not in _OF_RELATED),
+    "embeddings": (*(key for key in _UNREAD if key not in _OF_RELATED), "data.weights"),
 }
 # Keys that these tasks alone read.
 READ_BY: Mapping[str, tuple[str, ...]] = {

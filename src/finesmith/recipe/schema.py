@@ -56,6 +56,7 @@ Rate = Annotated[float, Field(gt=0, lt=1), BeforeValidator(number)]
 Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(number)]
 Text = Annotated[str, Field(min_length=1)]
 Column = Annotated[str, Field(min_length=1), BeforeValidator(column_name)]
+Weights = Annotated[list[Annotated[float, Field(gt=0), BeforeValidator(number)]], Field(min_length=1)]
 Sources = Text | Annotated[list[Text], Field(min_length=1)]
 
 KeepDropStop = Literal["keep", "drop", "stop"]
@@ -142,6 +143,12 @@ class Data(Section):
         description="What to learn from: csv, tsv, json, jsonl, parquet, xlsx, txt (or gz of a text form), a folder "
         "with one file per class, or a Hugging Face id.",
         json_schema_extra=_FILES,
+    )
+    weights: Weights | None = Field(
+        default=None,
+        description="How often rows of each source of data.train are drawn, such as [2, 1]; null draws every row once "
+        "an epoch.",
+        json_schema_extra=_accepts("a list of numbers above 0, one for each source, or null"),
     )
     validation: Sources | None = Field(
         default=None, description="Validation rows; null splits them off data.train.", json_schema_extra=_FILES_OR_NONE

@@ -101,7 +101,7 @@ def _corpus(
         labels.append(None if first == other else "the first answer" if first < other else "the second answer")
     return Corpus(
         texts=texts,
-        labels=labels,  # type: ignore[arg-type]
+        labels=labels,
         groups=[
             blake2b(_prompt(one).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest() for one in content.first
         ],

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from finesmith.errors import RecipeError, RunError
 from finesmith.recipe import LANGUAGE, Recipe, flatten, load, replace, to_yaml, with_absolute_paths
 from finesmith.run import Listener, Run, default_folder
+from finesmith.workflows import shown
 from finesmith.workflows.earlier import Earlier, earlier_of, enter
 from finesmith.workflows.ending import ending
 from finesmith.workflows.language.infer import with_task
@@ -105,7 +106,12 @@ def _story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
         resolved = _settle(recipe, run, data, setup, earlier)
 
         enter(run, "training", earlier)
-        fitted = fit(resolved, run, data, setup, earlier.checkpoint if earlier else None, begun=ahead.finish)
+
+        def begun() -> None:
+            ahead.finish()
+            shown.keep(resolved, run, lambda: shown.of_texts(data, setup))
+
+        fitted = fit(resolved, run, data, setup, earlier.checkpoint if earlier else None, begun=begun)
 
     enter(run, "baselines", earlier)
     baselines = fit_baselines(resolved, run, data, setup)

@@ -97,9 +97,10 @@ def load_model(folder: Path, *, device: str | None = None) -> TunedLanguageModel
 
     def load_base() -> Network:
         try:
-            return task.load(find(about["base"], about["revision"]), tokenizer, **how)[0]
+            untouched: Network = task.load(find(about["base"], about["revision"]), tokenizer, **how)[0]
         except ModelError as error:
             raise ModelError(f"{task.name} are judged by how far the model has moved from its base: {error}") from error
+        return untouched
 
     return TunedLanguageModel(
         network, task, about["max_length"], Reading(**about["reading"]), about["metric"], load_base
@@ -168,7 +169,7 @@ def predictions(
     _, outcome = model.answer(corpus, _counting(progress, len(corpus)))
     if text_pair is not None and len(corpus.columns_of_texts) < 2:
         raise DataError(f"{source} has no column {text_pair[:80]!r}; name the second texts with --text-pair COLUMN")
-    columns = {name: list(texts) for name, texts in given.columns_of_texts.items()}
+    columns: dict[str, list[Any]] = {name: list(texts) for name, texts in given.columns_of_texts.items()}
     for name, values in model.task.columns(corpus, outcome, quote=True).items():
         # Rows that the model cannot read stay without an answer.
         column = columns.setdefault(name, [None] * len(given))

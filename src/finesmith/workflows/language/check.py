@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from finesmith.workflows import shown
 from finesmith.workflows.seen import Seen
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def look(recipe: Recipe, run: Run, reason: str | None = None) -> Seen:
         "memory_bytes": setup.forecast["total"],
         "memory_free_bytes": setup.forecast["free"],
     }
-    return Seen(data.summary, probes, plan_as_told(recipe, setup, data.summary["tokens"]), forecast)
+    told = plan_as_told(recipe, setup, data.summary["tokens"])
+    return Seen(data.summary, probes, told, forecast, shown.of_tokens(recipe, data, setup))
 
 
 def resolved(recipe: Recipe, run: Run, reason: str | None = None) -> tuple[Recipe, dict[str, str]]:

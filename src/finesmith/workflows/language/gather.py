@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from finesmith.data.sources import refuse_twice
 from finesmith.discreet import discreet
 from finesmith.errors import DataError, RunError
 from finesmith.recipe import replace as replace_keys
@@ -13,6 +14,7 @@ from finesmith.tasks.language import Choices, Contrast, Corpus, LanguageTask, Re
 from finesmith.tasks.preference_losses import Objective
 from finesmith.types import SPLITS, Examples, Finding, Split
 from finesmith.workflows.about import LONGEST
+from finesmith.workflows.mixture import Mixture, mixture_of
 from finesmith.workflows.prepare import complete, refuse_tiny, tell_findings, token_lengths, where, write_splits
 from finesmith.workflows.rows import as_list, naming
 
@@ -56,15 +58,16 @@ class SealedCorpus:
 class Gathered:
     """Rows ready for a model.
 
-    corpora: train and validation (test only in `test`, sealed); ids: int64, those of the rows of each split; places:
-    the place of each id, for messages; tokens: what the data page tells of lengths; why: the reason for each inferred
-    recipe key.
+    corpora: train and validation (test only in `test`, sealed); ids: int64, those of the rows of each split; mixture:
+    which source each row is of; places: the place of each id, for messages; tokens: what the data page tells of
+    lengths; why: the reason for each inferred recipe key.
     """
 
     task: LanguageTask
     corpora: Mapping[Split, Corpus]
     test: SealedCorpus
     ids: Mapping[Split, Ints]
+    mixture: Mixture
     places: Sequence[str]
     tokens: Tokens
     max_length: int
@@ -80,13 +83,14 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
     from finesmith import tasks
 
     kind = tasks.language_task(recipe.task)
-    corpus, given = _read(recipe, run, kind)
+    corpus, given, mixture = _read(recipe, run, kind)
     read = len(corpus) + sum(corpus.lost.values())
     limit = row_limit(recipe, longest)
     choices, lost = choices_of(recipe), dict(corpus.lost)
     laid = kind.lay_out(corpus, tokenizer, choices, limit[0])
     if laid is not None:
         corpus, given = laid.corpus, [given[place] for place in laid.kept]
+        mixture = replace(mixture, of=mixture.of[laid.kept])
         choices, lost = laid.choices, lost | dict(laid.lost)
         for note in laid.notes:
             run.record("note", message=note)
@@ -131,6 +135,7 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
         "labels": list(task.labels) if task.labels else None,
         "splits": {name: {"rows": len(part), **task.summary(part)} for name, part in taken.items()},
         "split_notes": notes,
+        "mixture": mixture.counted(recipe, positions),
         "max_length": limit[0],
         "tokens": {**tokens.summary(), "added_words": []},
     }
@@ -143,6 +148,7 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
         corpora={"train": taken["train"], "validation": taken["validation"]},
         test=SealedCorpus(taken["test"]),
         ids=positions,
+        mixture=mixture,
         places=corpus.where,
         tokens=tokens,
         max_length=limit[0],
@@ -198,20 +204,24 @@ def choices_of(recipe: Recipe) -> Choices:
     )
 
 
-def _read(recipe: Recipe, run: Run, kind: type[LanguageTask]) -> tuple[Corpus, list[Split | None]]:
-    """Read every split's sources; return all rows end to end, and the split each was given (None: to be split)."""
+def _read(recipe: Recipe, run: Run, kind: type[LanguageTask]) -> tuple[Corpus, list[Split | None], Mixture]:
+    """Read every source; return all rows end to end, the split each was given (None: to be split), and its source."""
     d, reading = recipe.data, reading_of(recipe)
     named: dict[Split, list[str]] = {
         "train": as_list(d.train),
         "validation": as_list(d.validation),
         "test": as_list(d.test),
     }
-    read = {split: kind.read(sources, reading) for split, sources in named.items() if sources}
+    parts: list[Corpus] = []
     given: list[Split | None] = []
-    for split, part in read.items():
-        open_rows = split == "train" and len(read) < len(SPLITS)
-        given += [None if open_rows else split] * len(part)
-    parts = list(read.values())
+    mixed = []
+    for split, sources in named.items():
+        refuse_twice(sources)
+        read = [kind.read([source], reading) for source in sources]
+        open_rows = split == "train" and not all(named.values())
+        given += [None if open_rows else split] * sum(map(len, read))
+        mixed.append(([discreet(source) for source in sources], [(i, len(part)) for i, part in enumerate(read)]))
+        parts += read
     corpus = parts[0] if len(parts) == 1 else kind.join(parts)
     first = 0
     origins = []
@@ -222,7 +232,7 @@ def _read(recipe: Recipe, run: Run, kind: type[LanguageTask]) -> tuple[Corpus, l
         for note in origin.notes:
             run.record("note", message=f"{discreet(origin.name)}: {note}")
     places = [discreet(place) for place in corpus.where]
-    return replace(corpus, origins=origins, where=places), given
+    return replace(corpus, origins=origins, where=places), given, mixture_of(mixed)
 
 
 def _audit(
