@@ -176,7 +176,7 @@ def test_adamw_equals_its_formula() -> None:
 def test_training_goes_on_bit_for_bit_from_a_checkpoint(method: str, tiny_model: Path, tmp_path: Path) -> None:
     """Weights, moments and schedule restored at step 4 of 9, dropout on: the same bits as without the break."""
     from finesmith.models import forward
-    from finesmith.models.adapters import add_lora
+    from finesmith.models.adapter_kinds import add_adapter
     from finesmith.models.layers import freeze_lowest
     from finesmith.models.load import find, load_classifier, load_tokenizer
     from finesmith.train import checkpoint, loop
@@ -190,7 +190,7 @@ def test_training_goes_on_bit_for_bit_from_a_checkpoint(method: str, tiny_model:
             dropout=0.2,
         )  # fmt: skip
         if method == "lora":
-            add_lora(network, {"r": 2, "lora_dropout": 0.1}, seed=0)
+            add_adapter(network, "lora", {"r": 2, "lora_dropout": 0.1}, seed=0)
         if method == "frozen":
             freeze_lowest(network.classifier, 1)
         groups = parameter_groups(network.module, learning_rate=1e-3, weight_decay=0.01)

@@ -80,7 +80,7 @@ def merge(
     if kind == "PROMPT_TUNING":
         raise ModelError(
             f"{adapter_folder} holds a tuned prompt, vectors put before every text, which no plain model can hold; "
-            "use the adapter as it is, or tune with method.adapter=lora"
+            "use the adapter as it is, or tune with method.name=lora"
         )
     purpose, found = purpose_of(adapter_folder), find(base, revision)
     wide = torch.float64 if dtype == torch.float64 else torch.float32

@@ -13,18 +13,14 @@ if TYPE_CHECKING:
 
 
 def save_classifier(network: Network, folder: Path) -> None:
-    """Save the trained module (a whole model, or an adapter in peft's form) and its tokenizer."""
+    """Save a trained model whole, and its tokenizer."""
     from finesmith.models.native import as_transformers
 
     folder.mkdir(parents=True, exist_ok=True)
     as_transformers(network)
     with standard_attention(network):
-        network.module.save_pretrained(folder)  # type: ignore[operator]
-        if network.module is not network.classifier:
-            network.classifier.config.save_pretrained(folder)
+        network.classifier.save_pretrained(folder)
     network.tokenizer.save_pretrained(folder)
-    # peft writes a README of its own; the model card takes its place.
-    (folder / "README.md").unlink(missing_ok=True)
 
 
 class standard_attention:  # noqa: N801 - reads as a verb at its place of use

@@ -3,11 +3,13 @@
 from finesmith.recipe.check import from_dict
 from finesmith.recipe.language import LANGUAGE
 from finesmith.recipe.load import is_recipe, load
-from finesmith.recipe.schema import Recipe
+from finesmith.recipe.schema import ADAPTERS, LORA_KINDS, Recipe
 from finesmith.recipe.write import flatten, replace, to_dict, to_yaml, with_absolute_paths
 
 __all__ = [
+    "ADAPTERS",
     "LANGUAGE",
+    "LORA_KINDS",
     "Recipe",
     "flatten",
     "from_dict",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from finesmith.recipe.schema import ADAPTERS
+
 # By task, the baselines it knows, in the order in which they are run.
 BASELINES: Mapping[str, tuple[str, ...]] = {
     "token-classification": ("majority", "word_tag"),
@@ -37,4 +39,10 @@ READ_BY: Mapping[str, tuple[str, ...]] = {
     "mask.rate": ("masked-text",),
     "mask.whole_words": ("masked-text",),
 }
-METHODS = ("full", "lora")
+# Tasks whose models peft can put a prompt before, and which let the network alone run them.
+PROMPTED = frozenset({"token-classification", "causal-text"})
+
+
+def methods_of(task: str) -> tuple[str, ...]:
+    """Return the methods by which a task that answers for every token can be tuned."""
+    return ("full", *(name for name in ADAPTERS if name != "prompt" or task in PROMPTED))

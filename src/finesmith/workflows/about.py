@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import RunError
+from finesmith.recipe import ADAPTERS
 from finesmith.run import read_json
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "method": (str,),
     "base": (str,),
     "revision": (str, type(None)),
+    "base_sha256": (str, type(None)),
     "max_length": (int,),
     "cleaning": (dict,),
     "reading": (dict,),
@@ -27,7 +29,7 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "metric": (str,),
 }
 LONGEST = 2**24
-METHODS = frozenset({"full", "head_then_full", "lora", "features"})
+METHODS = frozenset({"full", "head_then_full", "features", *ADAPTERS})
 POOLINGS = frozenset({"mean", "cls", "last"})
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import DataError, RunError
+from finesmith.recipe import ADAPTERS
 from finesmith.run import Run, read_state
 from finesmith.workflows.about import read_about
 from finesmith.workflows.inference import Predictor
@@ -110,8 +111,9 @@ def load_model(folder: Path, *, device: str | None = None) -> TunedModel:
     about, task = read_about(folder)
     network = reload_network(
         folder,
-        adapter_on=about["base"] if about["method"] == "lora" else None,
+        adapter_on=about["base"] if about["method"] in ADAPTERS else None,
         revision=about["revision"],
+        base_sha256=about.get("base_sha256"),
         outputs=task.head.outputs,
         problem=task.head.problem,
         labels=task.head.labels,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import DataError, ModelError
-from finesmith.recipe import LANGUAGE
+from finesmith.recipe import ADAPTERS, LANGUAGE
 from finesmith.run import Run, read_json
 from finesmith.tasks.language import LanguageTask, Outcome, Reading
 from finesmith.workflows.about import LONGEST, damaged
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from finesmith.models.token_heads import TokenNetwork
     from finesmith.tasks.language import Corpus, Encoded
 
-METHODS = frozenset({"full", "lora"})
+METHODS = frozenset({"full", *ADAPTERS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +60,17 @@ def load_model(folder: Path, *, device: str | None = None) -> TunedLanguageModel
     """
     import torch
 
-    from finesmith.models.adapter_files import load_adapter
+    from finesmith.models.adapter_files import require_base, wear
     from finesmith.models.language import load_language_model
     from finesmith.models.load import find, load_tokenizer
     from finesmith.models.reload import find_tokenizer
     from finesmith.train.devices import choose
 
     about, task = _about(folder)
-    adapted = about["method"] == "lora"
+    adapted = about["method"] in ADAPTERS
     base = find(about["base"], about["revision"]) if adapted else find(str(folder))
+    if adapted:
+        require_base(base, about.get("base_sha256"), folder)
     network, report = load_language_model(
         base,
         load_tokenizer(find_tokenizer(folder)),
@@ -79,7 +81,7 @@ def load_model(folder: Path, *, device: str | None = None) -> TunedLanguageModel
         device=device or choose("auto").device,
     )
     if adapted:
-        network.module = load_adapter(network.classifier, folder)
+        wear(network, folder)
     elif lacking := report.missing + report.new:
         raise ModelError(f"{folder} lacks the weights {', '.join(lacking[:3])}; the folder is damaged")
     network.module.eval()
@@ -101,8 +103,9 @@ def _about(folder: Path) -> tuple[dict[str, Any], LanguageTask]:
             raise damaged(path, key, about.get(key))
     if about["method"] not in METHODS:
         raise damaged(path, "method", about["method"])
-    if not (about.get("revision") is None or isinstance(about["revision"], str)):
-        raise damaged(path, "revision", about["revision"])
+    for key in ("revision", "base_sha256"):
+        if not (about.get(key) is None or isinstance(about[key], str)):
+            raise damaged(path, key, about[key])
     if not 0 < about["max_length"] <= LONGEST:
         raise damaged(path, "max_length", about["max_length"])
     known = {field.name for field in fields(Reading)}

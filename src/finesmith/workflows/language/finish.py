@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from finesmith.discreet import discreet
 from finesmith.errors import FinesmithError
+from finesmith.recipe import ADAPTERS
 from finesmith.run import Run, read_json, whole_folder
-from finesmith.workflows.finish import MODEL_FORMAT, PROOF_EXAMPLES, name_base
+from finesmith.workflows.finish import MODEL_FORMAT, PROOF_EXAMPLES, name_base, save_network
 
 if TYPE_CHECKING:
     from finesmith.recipe import Recipe
@@ -24,8 +25,6 @@ def finish(recipe: Recipe, run: Run, data: Gathered, setup: Setup, opened: Opene
     """
     import numpy as np
 
-    from finesmith.models.adapter_files import save_adapter
-    from finesmith.models.save import save_classifier
     from finesmith.recipe import with_absolute_paths
     from finesmith.report import card
     from finesmith.workflows.language.apply import load_model
@@ -36,11 +35,9 @@ def finish(recipe: Recipe, run: Run, data: Gathered, setup: Setup, opened: Opene
     rows = data.task.encode(data.task.take(opened.corpus, range(count)), setup.network.tokenizer, setup.max_length)
     evaluated = data.task.predict(setup.network, rows)
     with whole_folder(run.folder / "model") as folder:
-        if recipe.method.name == "lora":
-            save_adapter(setup.network, folder)
+        save_network(setup.network, folder)
+        if recipe.method.name in ADAPTERS:
             name_base(folder, setup.base)
-        else:
-            save_classifier(setup.network, folder)
         run.write_json(
             f"{folder.name}/finesmith.json",
             {
@@ -49,6 +46,7 @@ def finish(recipe: Recipe, run: Run, data: Gathered, setup: Setup, opened: Opene
                 "method": recipe.method.name,
                 "base": discreet(with_absolute_paths(recipe).model.base),
                 "revision": recipe.model.revision,
+                "base_sha256": setup.base.sha256,
                 "max_length": setup.max_length,
                 "reading": asdict(reading_of(recipe)),
                 "metric": setup.metric,

@@ -50,7 +50,7 @@ def begin(recipe: Recipe, run: Run, earlier: Earlier | None = None) -> tuple[Gat
     base = find(recipe.model.base, recipe.model.revision)
     tokenizer = load_tokenizer(base)
     require_known(base, tokenizer)
-    data = gather(recipe, run, tokenizer, longest=longest_sequence(base, tokenizer))
+    data = gather(recipe, run, tokenizer, longest=longest_sequence(recipe, base, tokenizer))
     enter(run, "model", earlier)
     return data, set_up(recipe, run, data, base, tokenizer, threads=earlier.threads if earlier else None)
 
@@ -65,6 +65,7 @@ def resolve(recipe: Recipe, data: Gathered, setup: Setup) -> Recipe:
         "train.micro_batch_size": setup.micro_batch_size,
         "train.epochs": setup.epochs,
         "train.evaluations": setup.evaluations,
+        **setup.adapter,
         **{f"data.{role}": name for role, name in data.summary["columns"].items()},
     }
     return replace(recipe, values)
