@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import RunError
 from finesmith.recipe import ADAPTERS
-from finesmith.run import read_json
+from finesmith.run import Run, read_json
 
 if TYPE_CHECKING:
     from finesmith.tasks.protocol import Task
@@ -69,3 +69,19 @@ def damaged(path: Path, key: str, value: object) -> RunError:
         f"{path} is damaged: {key or 'it'} is {str(value)[:80]!r}, which finesmith does not write; copy the model "
         "folder back from where it is whole, or tune again"
     )
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder is a model folder by itself, and no run."""
+    return (folder / "finesmith.json").is_file() and not (folder / "run.json").exists()
+
+
+def keep_evaluation(folder: str, name: str, result: Mapping[str, Any]) -> None:
+    """Write scores on other data into the run folder; a model folder by itself stays as it is."""
+    if is_model(Path(folder)):
+        return
+    run = Run(Path(folder))
+    try:
+        run.write_json(f"evaluations/{name}.json", result)
+    finally:
+        run.close()

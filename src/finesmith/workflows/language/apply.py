@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import DataError, ModelError
 from finesmith.recipe import ADAPTERS, LANGUAGE
-from finesmith.run import Run, read_json
+from finesmith.run import read_json
 from finesmith.tasks.language import LanguageTask, Outcome, Reading
-from finesmith.workflows.about import LONGEST, damaged
+from finesmith.workflows.about import LONGEST, damaged, keep_evaluation
 
 if TYPE_CHECKING:
     from finesmith.models.token_heads import TokenNetwork
@@ -66,7 +66,7 @@ def load_model(folder: Path, *, device: str | None = None) -> TunedLanguageModel
     from finesmith.models.reload import find_tokenizer
     from finesmith.train.devices import choose
 
-    about, task = _about(folder)
+    about, task = read_about(folder)
     adapted = about["method"] in ADAPTERS
     base = find(about["base"], about["revision"]) if adapted else find(str(folder))
     if adapted:
@@ -88,7 +88,7 @@ def load_model(folder: Path, *, device: str | None = None) -> TunedLanguageModel
     return TunedLanguageModel(network, task, about["max_length"], Reading(**about["reading"]), about["metric"])
 
 
-def _about(folder: Path) -> tuple[dict[str, Any], LanguageTask]:
+def read_about(folder: Path) -> tuple[dict[str, Any], LanguageTask]:
     """Return what `finesmith.json` of a model folder holds, and its task.
 
     Raises RunError when it is missing, or a value is not of the kind that finesmith writes.
@@ -140,7 +140,7 @@ def evaluate(
     encoding: str | None,
     progress: Progress | None,
 ) -> dict[str, Any]:
-    """Score a run's model on other rows; return scores with intervals, and keep them in the run folder."""
+    """Score a model on other rows; return scores with intervals, kept in the run folder if there is one."""
     from finesmith.evaluate.paired import interval
 
     corpus = model.task.read([source], _reading(model, text, label, encoding))
@@ -156,11 +156,7 @@ def evaluate(
         "scores": {name: None if score is None else asdict(score) for name, score in scores.items()},
         "details": model.task.details(corpus, outcome),
     }
-    run = Run(Path(folder))
-    try:
-        run.write_json(f"evaluations/{Path(source).name}-{corpus.origins[0].sha256[:8]}.json", result)
-    finally:
-        run.close()
+    keep_evaluation(folder, f"{Path(source).name}-{corpus.origins[0].sha256[:8]}", result)
     return result
 
 
