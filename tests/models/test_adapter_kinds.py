@@ -26,11 +26,20 @@ from transformers import (
 
 from finesmith.errors import ModelError
 from finesmith.models.adapter_files import load_adapter, purpose_of, save_adapter, saved_tensors, screen_any_adapter
-from finesmith.models.adapter_kinds import Kind, Purpose, adapter_off, add_adapter, is_pissa, prompted
+from finesmith.models.adapter_kinds import (
+    Kind,
+    Purpose,
+    adapter_off,
+    add_adapter,
+    is_pissa,
+    kept_per_token,
+    prompted,
+)
 from finesmith.models.attention import RAGGED, layout_of, register
 from finesmith.models.forward import Network, logits, ragged_hidden
 from finesmith.models.probe import choose_attention
 from finesmith.models.vocabulary import add_words
+from finesmith.train.memory import estimate, shape_of
 from finesmith.types import Batch
 from tiny import bert_tokenizer
 
@@ -420,6 +429,48 @@ def test_prompts_that_leave_no_room_are_refused(count: int) -> None:
                     seed=0, purpose="token_classification")  # fmt: skip
 
 
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def kept(network: Network, batch: Batch) -> float:
+    """Return the numbers that a forward pass keeps of every token for the way back, weights aside."""
+    seen: dict[int, int] = {}
+    weights = {p.untyped_storage().data_ptr() for p in network.module.parameters()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = logits(network, batch)
+        size = sum(seen.values())
+        del outputs
+    return size / 4 / len(batch.tokens)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("kind", [*INSIDE, "prompt"])
+def test_the_forecast_of_memory_covers_what_adapters_keep(kind: Kind, dropout: float) -> None:
+    batch, kept_by = draw([20] * 8), []
+    if dropout and kind in ("ia3", "prompt"):
+        pytest.skip("has none of its own")
+    both: list[tuple[Kind, dict[str, Any]]] = [("lora", {}), (kind, {"lora_dropout": dropout} if dropout else {})]
+    for each, more in both:
+        network = network_of(base("llama", "sequence_classification", "pissa").train())
+        choose_attention(network, "auto")
+        add_adapter(network, each, SMALL[each] | more, seed=0)
+        network.module.train()
+        width, found = kept_per_token(network.module), kept(network, batch)
+        shape = shape_of(network.classifier.config, parameters=1, trainable=1, adapter_width=width)
+        forecast = estimate(shape, [20 + network.prompt] * 8, free=0, dtype="float32")
+        assert found <= (forecast.activations + forecast.attention) / 4 / len(batch.tokens)
+        kept_by.append(found)
+    if kind == "dora" or dropout:
+        assert 0.5 * width < kept_by[1] - kept_by[0] < 1.4 * width, "and no more than that"
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -470,3 +521,17 @@ def test_adding_an_adapter_warns_of_nothing(kind: Kind) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         add_adapter(network_of(base("gpt2", "causal", kind)), kind, SMALL[kind], seed=0, purpose="causal")
+
+
+def test_the_recipe_knows_the_kinds_there_are() -> None:
+    from finesmith.models.adapter_kinds import DEFAULTS
+    from finesmith.recipe import ADAPTERS, LORA_KINDS
+    from finesmith.report.card import ADAPTER_METHODS
+    from finesmith.workflows.setup import default_learning_rate
+
+    assert tuple(DEFAULTS) == ADAPTERS
+    assert set(ADAPTERS) == ADAPTER_METHODS
+    assert {kind for kind in ADAPTERS if "r" in DEFAULTS[kind]} == set(LORA_KINDS)
+    for kind in ADAPTERS:
+        rates = [default_learning_rate(kind, size)[0] for size in (10**7, 10**8, 10**9)]
+        assert sorted(rates, reverse=True) == rates, "larger models bear less"

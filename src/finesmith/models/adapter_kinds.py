@@ -285,7 +285,7 @@ def lora_layers(module: nn.Module) -> list[Any]:
 def kept_per_token(module: nn.Module) -> int:
     """Return how many values the adapters of a module keep of every token for the way back.
 
-    Read off peft 0.21's layers: LoRA keeps a copy of its input where that is dropped out, and its few inner values;
+    Read off peft 0.21's layers: LoRA keeps its few inner values, and a copy of its input where that is dropped out;
     DoRA keeps its own output and the layer's beside them; IA3 keeps what it scales.
     """
     from peft.tuners.ia3 import IA3Layer
@@ -296,7 +296,7 @@ def kept_per_token(module: nn.Module) -> int:
         for name, inner in layer.lora_A.items():
             silent = isinstance(layer.lora_dropout[name], nn.Identity) or layer.lora_dropout[name].p == 0
             kept += layer.r[name] + (0 if silent else inner.in_features)
-            kept += 3 * layer.out_features if name in layer.lora_variant else 0
+            kept += 2 * layer.out_features if name in layer.lora_variant else 0
     for layer in module.modules():
         if isinstance(layer, IA3Layer):
             kept += layer.in_features if layer.is_feedforward else layer.out_features
@@ -384,10 +384,14 @@ def prompted(network: Network, batch: Batch) -> Tensor:
     Sequences of one length run together, without padding. The outputs of the prompt's own places are left out.
     """
     import torch
+    from transformers.utils import logging
 
     from finesmith.models.attention import layout_of
 
     outputs: list[Tensor] = []
+    # It warns that padding is not told from vectors; there is none.
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     for first, count, length in layout_of(batch.lengths).groups:
         span = slice(first, first + count * length)
         inputs = {"input_ids": batch.tokens[span].view(count, length)}
@@ -396,6 +400,7 @@ def prompted(network: Network, batch: Batch) -> Tensor:
             inputs["token_type_ids"] = batch.segments[span].view(count, length)
         found: Tensor = network.module(**inputs).logits
         outputs.append(found if found.dim() == 2 else found[:, -length:].flatten(0, 1))
+    logging.set_verbosity(verbosity)
     return torch.cat(outputs)
 
 

@@ -230,7 +230,8 @@ def weights_key(base: Base, words: Sequence[str], parts: str | None = None) -> s
     `parts` is the hash of what was taken out of them, if so: a resume must find the same.
     """
     added = hashlib.sha256(json.dumps(list(words)).encode()).hexdigest()[:16] if words else "none"
-    return f"{base.sha256 or base.location}@{base.revision} words {added}" + (f" parts {parts[:16]}" if parts else "")
+    key = f"{base.sha256 or base.location}@{base.revision} words {added}"
+    return f"{parts[:16]} taken out of {key}" if parts else key
 
 
 def cache_folder(recipe: Recipe) -> Path | None:
