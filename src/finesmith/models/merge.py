@@ -100,6 +100,9 @@ def merge(
     require_base(found, base_sha256, adapter_folder)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     model, absent = _load(found, purpose, _config(found, adapter_folder), wide)
+    if purpose == "embedding":
+        # Vectors are made of the last hidden states, which no pooler has seen.
+        absent = {name for name in absent if not name.startswith("pooler.")}
     _refuse_unknown(model, absent, adapter_folder, found.name)
     wrapped = load_adapter(model.to(device), adapter_folder).eval()
     together = _outputs(wrapped, batches)
