@@ -35,6 +35,8 @@ TOKENIZER_FILES = (
     "added_tokens.json", "chat_template.jinja", "merges.txt", "sentencepiece.bpe.model", "special_tokens_map.json",
     "spiece.model", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt",
 )  # fmt: skip
+# How a model is to be generated from, where a task settled that.
+SETTINGS = "generation_config.json"
 # How sentence-transformers puts a model together, beside the folders that the first of these names.
 LAYOUT, LAYOUT_FILES = "modules.json", ("config_sentence_transformers.json", "sentence_bert_config.json")
 PREFIX = "base_model.model."
@@ -309,10 +311,11 @@ def _same_tensors(merged: Any, folder: Path, purpose: Purpose, dtype: torch.dtyp
 
 
 def _copy_tokenizer(adapter_folder: Path, base: Base, folder: Path) -> None:
-    """Copy the adapter's tokenizer, which knows the words added; without one, the base model's."""
+    """Copy the adapter's tokenizer, which knows the words added, and settings; without one, the base's tokenizer."""
     screen_tokenizer(adapter_folder)
     found = [adapter_folder / name for name in TOKENIZER_FILES if (adapter_folder / name).is_file()]
-    for file in found:
+    settings = [adapter_folder / SETTINGS] if (adapter_folder / SETTINGS).is_file() else []
+    for file in (*found, *settings):
         shutil.copyfile(file, folder / file.name)
     if not found:
         load_tokenizer(base).save_pretrained(folder)

@@ -39,8 +39,12 @@ METRIC_NAMES = {
     "pseudo_perplexity": "Pseudo-perplexity",
     "final_number_match": "Final-number match",
     "exact_match": "Exact match",
+    "normalised_match": "Match but for case and punctuation",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
     "rouge_l": "ROUGE-L",
     "chrf": "chrF",
+    "bleu": "BLEU",
 }
 PERCENT_METRICS = frozenset(
     {"accuracy", "balanced_accuracy", "subset_accuracy", "hamming_accuracy", "macro_f1", "micro_f1", "weighted_f1"}
@@ -52,8 +56,12 @@ PERCENT_METRICS = frozenset(
         "token_accuracy",
         "final_number_match",
         "exact_match",
+        "normalised_match",
+        "rouge_1",
+        "rouge_2",
         "rouge_l",
         "chrf",
+        "bleu",
     }
 )
 LOWER_IS_BETTER = frozenset(

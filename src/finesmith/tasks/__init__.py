@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 
 # Files beside the tasks: what a task must be able to do, and losses that several share.
-NO_TASKS = frozenset({"protocol", "language", "documents", "losses", "contrastive", "preferences"})
+NO_TASKS = frozenset(
+    {
+        "protocol", "language", "documents", "dialogues", "answers", "answer_rivals", "answer_scores", "writing",
+        "losses", "contrastive", "preferences",
+    }
+)  # fmt: skip
 
 
 def names() -> list[str]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from finesmith.data.supervised import UNSUPERVISED
 from finesmith.errors import ModelError
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
     from finesmith.data.supervised import Supervised
     from finesmith.evaluate.measurement import Measurement
     from finesmith.models.adapter_kinds import Purpose
+    from finesmith.models.language import Attention
+    from finesmith.models.load import Base, LoadReport
     from finesmith.models.token_heads import Kind, TokenNetwork
-    from finesmith.types import Batch
+    from finesmith.types import Batch, Split
 
     Floats = npt.NDArray[np.float64]
     Ints = npt.NDArray[np.int64]
@@ -46,17 +49,47 @@ class Reading:
     text: str | None = None
     label: str | None = None
     separator: str | None = None
+    messages: str | None = None
+    prompt: str | None = None
+    completion: str | None = None
+    malformed: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """How conversations are laid out for a model, and how it answers them.
+
+    template: auto, own or a named chat template; loss, too_long and malformed: as the recipe says; max_new_tokens: None
+    until the training answers told it; stop: texts that end an answer; shots: examples in the prompt of a baseline;
+    rows: at most so many test rows are answered in writing; seed: what draws hang on.
+    """
+
+    template: str = "auto"
+    loss: Literal["answers", "last", "all"] = "answers"
+    too_long: Literal["drop", "shorten", "stop"] = "drop"
+    malformed: str = "stop"
+    max_new_tokens: int | None = None
+    strategy: Literal["greedy", "sample", "beam"] = "greedy"
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    beams: int | None = None
+    stop: tuple[str, ...] = ()
+    shots: int = 3
+    rows: int = 500
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Choices:
     """What the recipe says of tokens: overlap of sequences cut from a document; the share of words that is masked, and
-    whether words are masked whole.
+    whether words are masked whole; how conversations are laid out and answered.
     """
 
     overlap: int = 0
     mask_rate: float = 0.15
     whole_words: bool = True
+    speech: Speech = Speech()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +99,8 @@ class Corpus:
     texts: as copies are looked for, and people read them; labels: what equal texts may disagree about, None where the
     text is all there is; groups: rows with the same name stay in one split, None where every row is for itself; where:
     the place of each row; origins: the files; columns: which columns were read, by role; notes: what was found and
-    mended; content: the same rows as the task reads them.
+    mended; content: the same rows as the task reads them; answers: what stands beside each text and is looked at with
+    it, but not compared as copies; lost: rows of the files that are not here, counted by reason.
     """
 
     texts: Sequence[str]
@@ -77,9 +111,26 @@ class Corpus:
     columns: Mapping[str, str]
     notes: Sequence[str]
     content: Any
+    answers: Sequence[str] | None = None
+    lost: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.texts)
+
+
+@dataclass(frozen=True, slots=True)
+class LaidOut:
+    """Rows that the model can read, as tokens in their content.
+
+    kept: int64 [N], the places they had before; lost: how many could not be kept, by reason; notes: what was cut;
+    choices: those of the recipe with what was open in them settled.
+    """
+
+    corpus: Corpus
+    kept: Ints
+    lost: Mapping[str, int]
+    notes: Sequence[str]
+    choices: Choices
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +186,8 @@ class LanguageTask(ABC):
     audits: ClassVar[frozenset[str]]
     # The longest sequence in tokens where the recipe leaves it open, None where the data alone decide.
     usual_length: ClassVar[int | None]
+    # Whether the tokenizer's chat template is read, and saved with the model.
+    speaks: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -163,6 +216,17 @@ class LanguageTask(ABC):
         """Return the rows at `positions`, in that order."""
 
     @classmethod
+    def lay_out(
+        cls, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, choices: Choices, max_length: int
+    ) -> LaidOut | None:
+        """Return the rows that a model can read where only their tokens tell; by default None: all of them.
+
+        Raises DataError where rows cannot be read and are not to be dropped.
+        """
+        del corpus, tokenizer, choices, max_length
+        return None
+
+    @classmethod
     @abstractmethod
     def learn(cls, train: Corpus, choices: Choices) -> LanguageTask:
         """Learn from the training rows what the task needs.
@@ -184,6 +248,26 @@ class LanguageTask(ABC):
     @abstractmethod
     def metrics(self) -> tuple[str, ...]:
         """By what it is measured; the first one decides unless the recipe names another."""
+
+    @property
+    def selecting(self) -> str | None:
+        """The metric by which the best step is chosen where it is not the one that decides; cheap, and of `predict`."""
+        return None
+
+    @property
+    def choices(self) -> Choices:
+        """What rows are laid out by; by default what a recipe leaves open, for tasks that lay none out."""
+        return Choices()
+
+    @property
+    def settled(self) -> Mapping[str, tuple[Any, str]]:
+        """The recipe's keys that the task settled, each with its value and the reason."""
+        return {}
+
+    @property
+    def why_metric(self) -> str:
+        """Why the first metric is the one that decides."""
+        return f"the default of {self.name}"
 
     @property
     @abstractmethod
@@ -210,13 +294,86 @@ class LanguageTask(ABC):
     def batch(self, encoded: Encoded, positions: Ints, ids: Ints, epoch: int, seed: int, device: Any) -> Batch:
         """Return rows of `encoded` (ascending in length) as a training batch of this epoch."""
 
+    def order(self, encoded: Encoded, batch_size: int, seed: int, step: int) -> Ints:
+        """Return the positions of the rows of a step: by default every row once an epoch, in an order drawn anew."""
+        from finesmith.data.batches import batch_positions
+
+        return batch_positions(len(encoded.rows), batch_size, seed=seed, step=step)
+
+    def steps_per_epoch(self, encoded: Encoded, batch_size: int) -> int:
+        """Return how many steps see every row once."""
+        from finesmith.data.batches import steps_per_epoch
+
+        return steps_per_epoch(len(encoded.rows), batch_size)
+
+    def load(
+        self,
+        base: Base,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        seed: int,
+        dropout: float | None = None,
+        attention: Attention = "auto",
+        dtype: torch.dtype | None = None,
+        device: str = "cpu",
+    ) -> tuple[TokenNetwork, LoadReport]:
+        """Load a base model under the head that the task needs.
+
+        Raises ModelError when it cannot be loaded or cannot do this.
+        """
+        from finesmith.models.language import load_language_model
+
+        return load_language_model(
+            base, tokenizer, kind=self.kind, labels=self.labels, seed=seed, dropout=dropout, attention=attention,
+            dtype=dtype, device=device,
+        )  # fmt: skip
+
+    def begin(self, network: TokenNetwork, encoded: Encoded) -> Encoded:
+        """Return rows with what the task asks of the network before it is tuned: by default nothing more."""
+        del network
+        return encoded
+
+    def loss(self, network: TokenNetwork, encoded: Encoded, batch: Batch) -> tuple[torch.Tensor, int]:
+        """Return the sum of the losses of a batch made of `encoded`, and of how many units."""
+        from finesmith.models.token_loss import token_loss
+
+        del encoded
+        return token_loss(network, batch)
+
+    def units(self, batches: Sequence[Batch]) -> int:
+        """Return by what the losses of a step's batches are divided, their sum: by default the number of targets."""
+        return sum(int((batch.targets != UNSUPERVISED).sum()) for batch in batches if batch.targets is not None)
+
     @abstractmethod
     def predict(self, network: TokenNetwork, encoded: Encoded, progress: Progress | None = None) -> Outcome:
         """Run a network over the rows."""
 
+    def narrow(self, encoded: Encoded, split: Split | Literal["proof"]) -> Encoded:
+        """Return rows of a split, or of the proof that the saved network is the evaluated one, with those marked that
+        are answered at length: by default as they are.
+        """
+        del split
+        return encoded
+
+    def answer(self, network: TokenNetwork, encoded: Encoded, progress: Progress | None = None) -> Outcome:
+        """Run a network over the rows as it is used, not only as it is trained: by default the same."""
+        return self.predict(network, encoded, progress)
+
+    def differs(self, before: Outcome, after: Outcome) -> str | None:
+        """Say how a saved network's answers differ from the evaluated one's beyond probabilities; by default None."""
+        del before, after
+        return None
+
+    def complete(self, network: TokenNetwork, folder: Path) -> None:
+        """Write what other programs need beside the weights into a saved folder: by default nothing more."""
+        del network, folder
+
     @abstractmethod
     def fit_baseline(self, name: str, train: Corpus, encoded: Encoded, base: Callable[[], TokenNetwork]) -> Baseline:
-        """Fit a baseline of `baselines` on the training rows and their tokens; `base` loads the untuned model, once."""
+        """Fit a baseline of `baselines` on the training rows and their tokens; `base` loads the untuned model, once.
+
+        Raises DataError where these rows do not allow it.
+        """
 
     @abstractmethod
     def measure(self, corpus: Corpus, encoded: Encoded, outcome: Outcome) -> dict[str, Measurement]:

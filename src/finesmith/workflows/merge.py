@@ -131,28 +131,16 @@ def _held_out(run: Path) -> tuple[list[str], list[str] | None]:
 def _of_texts(
     source: Path, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], pairs: Sequence[str] | None
 ) -> list[Batch]:
-    """Return texts as the model reads them."""
+    """Return texts as tokens: what makes a row of them matters to no sum of weights, and differs by task."""
     import numpy as np
 
-    from finesmith.data import batches, packing
-    from finesmith.data.clean import Cleaning, clean
+    from finesmith.data.batches import in_length_order, ragged
     from finesmith.data.tokens import tokenize
-    from finesmith.workflows.about import read_about
-    from finesmith.workflows.language import apply as language
 
-    ids = np.arange(len(texts))
-    if language.is_language(source):
-        about, task = language.read_about(source)
-        corpus = task.of_texts(texts, [f"test row {number}" for number in range(1, len(texts) + 1)])
-        rows = task.encode(corpus, tokenizer, about["max_length"]).rows
-        order = batches.in_length_order(rows.lengths(), TOKENS_PER_BATCH, PROOF_EXAMPLES)
-        return [packing.ragged(rows, places, ids=np.arange(len(rows))) for places in order]
-    found, _ = read_about(source)
-    cleaning = Cleaning(**found["cleaning"])
-    second = None if pairs is None else clean(pairs, cleaning).texts
-    tokens = tokenize(clean(texts, cleaning).texts, second, tokenizer, max_length=found["max_length"], cache=None)
-    order = batches.in_length_order(tokens.lengths(), TOKENS_PER_BATCH, PROOF_EXAMPLES)
-    return [batches.ragged(tokens, places, ids=ids) for places in order]
+    longest = int(read_json(source / "finesmith.json")["max_length"])
+    tokens = tokenize(texts, pairs, tokenizer, max_length=longest, cache=None)
+    order = in_length_order(tokens.lengths(), TOKENS_PER_BATCH, PROOF_EXAMPLES)
+    return [ragged(tokens, places, ids=np.arange(len(texts))) for places in order]
 
 
 def _of_random_tokens(tokenizer: PreTrainedTokenizerBase, longest: int) -> list[Batch]:

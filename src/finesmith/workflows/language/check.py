@@ -30,7 +30,7 @@ def look(recipe: Recipe, run: Run) -> Seen:
     probes = preflight(recipe, data, setup)
     usual = float(setup.encoded["train"].rows.lengths().mean())
     forecast = {
-        **timed(recipe, setup.network, plan_of(recipe, data, setup), loss_of(setup), usual),
+        **timed(recipe, setup.network, plan_of(recipe, data, setup), loss_of(data, setup), usual),
         "memory_bytes": setup.forecast["total"],
         "memory_free_bytes": setup.forecast["free"],
     }
@@ -61,7 +61,7 @@ def preflight(recipe: Recipe, data: Gathered, setup: Setup) -> list[Probed]:
     if labels is not None:
         order = {int(i): name for i, name in (network.classifier.config.id2label or {}).items()}
         found.insert(0, probes.label_order(labels, order))
-    loss_sum, longest = loss_of(setup), [_longest(data, setup)]
+    loss_sum, longest = loss_of(data, setup), [_longest(data, setup)]
     found.append(probes.finite_on_longest(network.module, loss_sum, longest))
     if not found[-1].passed:
         return found

@@ -26,9 +26,9 @@ def fit(recipe: Recipe, run: Run, data: Gathered, setup: Setup, checkpoint: Chec
     job = Job(
         network=setup.network,
         plan=plan_of(recipe, data, setup),
-        loss_sum=loss_of(setup),
+        loss_sum=loss_of(data, setup),
         score=lambda: _score(data, setup),
-        metric=setup.metric,
+        metric=selecting(data, setup),
         learning_rate=setup.learning_rate,
         evaluations=setup.evaluations,
         fingerprint=setup.fingerprint,
@@ -39,37 +39,40 @@ def fit(recipe: Recipe, run: Run, data: Gathered, setup: Setup, checkpoint: Chec
 
 def plan_of(recipe: Recipe, data: Gathered, setup: Setup) -> Plan:
     """Return the plan of training: a pure function of recipe and data."""
-    from finesmith.data import batches
+    from finesmith.data.batches import micro_batches
     from finesmith.train.loop import Plan
 
     t, task, encoded = recipe.train, data.task, setup.encoded["train"]
     lengths = encoded.rows.lengths()
-    count, device, ids = len(lengths), setup.network.device, data.ids["train"]
-    per_epoch = batches.steps_per_epoch(count, t.batch_size)
+    device, ids = setup.network.device, data.ids["train"]
+    per_epoch = task.steps_per_epoch(encoded, t.batch_size)
 
     def make(step: int) -> tuple[Sequence[Batch], int]:
         epoch = step // per_epoch
-        chosen = batches.batch_positions(count, t.batch_size, seed=t.seed, step=step)
-        parts = batches.micro_batches(chosen, lengths, setup.micro_batch_size)
+        chosen = task.order(encoded, t.batch_size, t.seed, step)
+        parts = micro_batches(chosen, lengths, setup.micro_batch_size)
         made = [task.batch(encoded, part, ids, epoch, t.seed, device) for part in parts]
-        return made, max(1, sum(int((batch.targets != -100).sum()) for batch in made if batch.targets is not None))
+        return made, max(1, task.units(made))
 
     return Plan(max(1, round(per_epoch * setup.epochs)), per_epoch, make, t.max_grad_norm, t.seed)
 
 
-def loss_of(setup: Setup) -> Callable[[Batch], tuple[torch.Tensor, int]]:
-    """Return the function that sums the losses of a micro-batch's targets and counts these."""
+def loss_of(data: Gathered, setup: Setup) -> Callable[[Batch], tuple[torch.Tensor, int]]:
+    """Return the function that sums the losses of a training micro-batch and counts their units."""
     import torch
 
-    from finesmith.models.token_loss import token_loss
-
-    network, low = setup.network, setup.device.dtype == "bfloat16"
+    encoded, network, low = setup.encoded["train"], setup.network, setup.device.dtype == "bfloat16"
 
     def loss_sum(batch: Batch) -> tuple[torch.Tensor, int]:
         with torch.autocast(network.device.type, torch.bfloat16, enabled=low):
-            return token_loss(network, batch)
+            return data.task.loss(network, encoded, batch)
 
     return loss_sum
+
+
+def selecting(data: Gathered, setup: Setup) -> str:
+    """Return the metric by which the best step is chosen."""
+    return data.task.selecting or setup.metric
 
 
 def _score(data: Gathered, setup: Setup) -> tuple[float, float]:
@@ -78,14 +81,14 @@ def _score(data: Gathered, setup: Setup) -> tuple[float, float]:
     Raises DataError where the metric is undefined there.
     """
     corpus, encoded = data.corpora["validation"], setup.encoded["validation"]
-    outcome = data.task.predict(setup.network, encoded)
-    value = data.task.measure(corpus, encoded, outcome)[setup.metric].value
+    outcome, metric = data.task.predict(setup.network, encoded), selecting(data, setup)
+    value = data.task.measure(corpus, encoded, outcome)[metric].value
     if value is None:
-        if setup.metric.startswith("span_"):
+        if metric.startswith("span_"):
             # Nothing found where there is nothing to be found, or nothing found yet: the worst that can be.
             return outcome.loss, 0.0
         raise DataError(
-            f"evaluate.metric is {setup.metric}, which is undefined on the {len(corpus):,} validation rows; choose "
+            f"evaluate.metric is {metric}, which is undefined on the {len(corpus):,} validation rows; choose "
             f"another of {', '.join(data.task.metrics)}, or give validation more rows"
         )
     return outcome.loss, value

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import UserError
+from finesmith.recipe.conflicts import value_of
 from finesmith.tasks.language import Encoded
 from finesmith.types import Split
 from finesmith.workflows import adapting
@@ -85,7 +86,11 @@ def set_up(
     if recipe.method.freeze_layers:
         freeze_lowest(network.classifier, recipe.method.freeze_layers)
     options = adapting.put_adapter(recipe, network, task.purpose)
-    why = dict(data.why)
+    encoded = {name: task.narrow(task.begin(network, rows), name) for name, rows in encoded.items()}
+    why = {
+        **data.why,
+        **{key: reason for key, (_, reason) in task.settled.items() if value_of(recipe, key) in (None, "auto")},
+    }
     metric = _metric(recipe, data, why)
     rate = peak_learning_rate(recipe, report, why)
     epochs, evaluations = duration(recipe, len(encoded["train"].rows), why)
@@ -128,13 +133,9 @@ def load_network(
     """Load the base model under the head that the task needs."""
     import torch
 
-    from finesmith.models.language import load_language_model
-
-    return load_language_model(
+    return data.task.load(
         base,
         tokenizer,
-        kind=data.task.kind,
-        labels=data.task.labels,
         seed=recipe.train.seed,
         dropout=recipe.model.dropout,
         attention=recipe.model.attention,
@@ -154,7 +155,7 @@ def baselines_of(recipe: Recipe, data: Gathered) -> tuple[str, ...]:
 def _metric(recipe: Recipe, data: Gathered, why: dict[str, str]) -> str:
     metrics = data.task.metrics
     if recipe.evaluate.metric is None:
-        why["evaluate.metric"] = f"the default of {data.task.name}"
+        why["evaluate.metric"] = data.task.why_metric
         return metrics[0]
     if recipe.evaluate.metric not in metrics:
         raise UserError(

@@ -42,13 +42,14 @@ def story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
 
 def begin(recipe: Recipe, run: Run, earlier: Earlier | None = None) -> tuple[Gathered, Setup]:
     """Gather the rows and set the model up."""
+    from finesmith import tasks
     from finesmith.models.load import find, load_tokenizer
     from finesmith.workflows.language.gather import gather
     from finesmith.workflows.language.setup import set_up
     from finesmith.workflows.setup import longest_sequence, require_known
 
     base = find(recipe.model.base, recipe.model.revision)
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_tokenizer(base, template=tasks.language_task(recipe.task).speaks)
     require_known(base, tokenizer)
     data = gather(recipe, run, tokenizer, longest=longest_sequence(recipe, base, tokenizer))
     enter(run, "model", earlier)
@@ -67,6 +68,7 @@ def resolve(recipe: Recipe, data: Gathered, setup: Setup) -> Recipe:
         "train.evaluations": setup.evaluations,
         **setup.adapter,
         **{f"data.{role}": name for role, name in data.summary["columns"].items()},
+        **{key: value for key, (value, _) in data.task.settled.items()},
     }
     return replace(recipe, values)
 
@@ -95,5 +97,5 @@ def _find_learning_rate(recipe: Recipe, run: Run, data: Gathered, setup: Setup) 
     from finesmith.workflows.training import find_rate
 
     setup.learning_rate, setup.why["train.learning_rate"] = find_rate(
-        recipe, run, setup.network, loss_of(setup), setup.learning_rate, plan_of(recipe, data, setup)
+        recipe, run, setup.network, loss_of(data, setup), setup.learning_rate, plan_of(recipe, data, setup)
     )
