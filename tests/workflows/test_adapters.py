@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 import torch
 from jobs import PEFT_WARNING, plan, read, reviews, table, tuned, with_values, write_csv
-from language_jobs import language_plan, sentences, write_conll
+from language_jobs import conversations, language_plan, sentences, write_conll, write_rows
 from safetensors.torch import load_file
 
 from finesmith.recipe import ADAPTERS
 from finesmith.workflows.apply import load_run
 from finesmith.workflows.merge import merge
 from finesmith.workflows.setup import default_learning_rate
-from tiny import bert_tokenizer
+from tiny import bert_tokenizer, write_tiny_llama
 
 pytestmark = pytest.mark.filterwarnings(PEFT_WARNING)
 
@@ -239,6 +239,18 @@ def test_a_merged_model_predicts_and_is_evaluated_as_its_run(jobs: Jobs, tmp_pat
     answered = finesmith.load(folder).predict(rows["text"])
     np.testing.assert_allclose([one["probabilities"] for one in answered], rows["probabilities"], atol=1e-5)
     assert read(folder, "finesmith.json")["merged"]["method"] == "dora"
+
+
+def test_instructions_are_merged_with_template_and_settings(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", conversations(60))
+    base = write_tiny_llama(tmp_path / "base")
+    values = {"method__name": "dora", "model__dropout": None, "train__epochs": 1}
+    run = tuned(language_plan("instruct", rows, base, tmp_path / "cache", **values), tmp_path / "run")
+    assert merge(str(run))["moved"] > 1e-2
+    for name in ("chat_template.jinja", "generation_config.json"):
+        assert (run / "merged" / name).read_bytes() == (run / "model" / name).read_bytes()
+    before, after = (load_run(str(folder)).predict(TEXTS[:2]) for folder in (run, run / "merged"))
+    assert before == after
 
 
 @pytest.mark.parametrize(("task", "method"), [("classification", "lora"), ("classification", "pissa")])

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from finesmith.recipe.language import BASELINES, LANGUAGE, READ_BY, UNREAD, methods_of
+from finesmith.recipe.language import ADAPTERS, BASELINES, LANGUAGE, LORA_KINDS, READ_BY, UNREAD, methods_of
 from finesmith.recipe.scalars import show
-from finesmith.recipe.schema import ADAPTERS, LORA_KINDS, USUAL_BASELINES, Data, Recipe
+from finesmith.recipe.schema import USUAL_BASELINES, Data, Recipe
 
 
 @dataclass(frozen=True, slots=True)

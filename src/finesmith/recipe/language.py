@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from finesmith.recipe.schema import ADAPTERS
-
+# The methods that train an adapter on frozen weights, and those of them that are kinds of LoRA.
+LORA_KINDS = ("lora", "rslora", "dora", "pissa")
+ADAPTERS = (*LORA_KINDS, "ia3", "prompt")
 # By task, the baselines it knows, in the order in which they are run.
 BASELINES: Mapping[str, tuple[str, ...]] = {
     "token-classification": ("majority", "word_tag"),

@@ -36,11 +36,6 @@ def _known_task(value: str) -> str:
     return value
 
 
-# The methods that train an adapter on frozen weights, and those of them that are kinds of LoRA.
-LORA_KINDS = ("lora", "rslora", "dora", "pissa")
-ADAPTERS = (*LORA_KINDS, "ia3", "prompt")
-
-
 def _accepts(words: str) -> dict[str, Any]:
     return {"accepts": words}
 
@@ -322,15 +317,13 @@ class Method(Section):
 
     name: Literal["full", "lora", "rslora", "dora", "pissa", "ia3", "prompt", "features", "head_then_full"] = Field(
         default="full",
-        description="full trains every weight; lora, rslora, dora, pissa, ia3 and prompt train an adapter on frozen "
-        "weights; features trains a head on embeddings computed once; head_then_full trains the head first, then "
-        "everything.",
+        description="full trains every weight; features a head on embeddings computed once; head_then_full the head "
+        "first, then everything; the others an adapter on frozen weights.",
     )
     lora: dict[str, Any] = Field(
         default_factory=dict,
         description="Options of peft's LoraConfig, for lora, rslora, dora and pissa; what is not named keeps the "
-        "kind's own value (r 16, lora_alpha 32, but 8 for rslora and 16 for pissa, target_modules all-linear), or "
-        "peft's default.",
+        "kind's own value (docs/adapters.md) or peft's.",
         json_schema_extra={**_accepts("options of peft's LoraConfig, each with its value"), "default": {}},
     )
     prompt_tokens: Count = Field(
