@@ -321,14 +321,12 @@ class Method(Section):
         "first, then everything; the others an adapter on frozen weights.",
     )
     lora: dict[str, Any] = Field(
-        default_factory=dict,
+        default={},
         description="Options of peft's LoraConfig, for lora, rslora, dora and pissa; what is not named keeps the "
         "kind's own value (docs/adapters.md) or peft's.",
-        json_schema_extra={**_accepts("options of peft's LoraConfig, each with its value"), "default": {}},
+        json_schema_extra=_accepts("options of peft's LoraConfig, each with its value"),
     )
-    prompt_tokens: Count = Field(
-        default=20, description="How many vectors the method prompt learns to put before every text."
-    )
+    prompt_tokens: Count = Field(default=20, description="How many vectors prompt learns to put before every text.")
     layer_decay: Float = Field(
         default=1.0, gt=0, le=1, description="Each layer's learning rate is this times the rate of the layer above it."
     )
