@@ -241,6 +241,20 @@ def test_a_merged_model_predicts_and_is_evaluated_as_its_run(jobs: Jobs, tmp_pat
     assert read(folder, "finesmith.json")["merged"]["method"] == "dora"
 
 
+@pytest.mark.parametrize(
+    ("task", "method"), [*(("classification", kind) for kind in ADAPTERS), ("token-classification", "prompt")]
+)
+def test_the_preflight_has_nothing_against_them(task: str, method: str, jobs: Jobs) -> None:
+    from finesmith.recipe import from_dict
+    from finesmith.workflows.check import check
+
+    found = check(from_dict(with_values(jobs.tree(task, method), {"train.learning_rate": None})))
+    assert found["ok"], found["probes"]
+    words = {"data.domain_words": ["moviegoer"]}
+    if task == "classification" and method not in ("ia3", "prompt"):
+        assert check(from_dict(with_values(jobs.tree(task, method), words)))["ok"], "though no row holds the word"
+
+
 def test_instructions_are_merged_with_template_and_settings(tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", conversations(60))
     base = write_tiny_llama(tmp_path / "base")
