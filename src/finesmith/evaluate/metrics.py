@@ -34,6 +34,7 @@ METRICS: dict[Kind, tuple[str, ...]] = {
 MEASURED = (
     "span_f1", "span_precision", "span_recall", "token_accuracy", "bits_per_byte", "perplexity", "pseudo_perplexity",
     "final_number_match", "exact_match", "normalised_match", "rouge_1", "rouge_2", "rouge_l", "chrf", "bleu",
+    "ndcg@10", "accuracy@1", "recall@10", "mrr", "map",
 )  # fmt: skip
 
 HIGHER_IS_BETTER: dict[str, bool] = {
@@ -66,6 +67,11 @@ HIGHER_IS_BETTER: dict[str, bool] = {
     "rouge_l": True,
     "chrf": True,
     "bleu": True,
+    "ndcg@10": True,
+    "accuracy@1": True,
+    "recall@10": True,
+    "mrr": True,
+    "map": True,
 }
 
 DISPLAY_NAMES: dict[str, str] = {
@@ -98,6 +104,11 @@ DISPLAY_NAMES: dict[str, str] = {
     "rouge_l": "ROUGE-L",
     "chrf": "chrF",
     "bleu": "BLEU",
+    "ndcg@10": "nDCG@10",
+    "accuracy@1": "accuracy@1",
+    "recall@10": "recall@10",
+    "mrr": "mean reciprocal rank",
+    "map": "mean average precision",
 }
 
 

@@ -58,6 +58,11 @@ SCALES: dict[str, Scale] = {
     "rouge_l": "unit",
     "chrf": "unit",
     "bleu": "unit",
+    "ndcg@10": "unit",
+    "accuracy@1": "unit",
+    "recall@10": "unit",
+    "mrr": "unit",
+    "map": "unit",
 }
 
 # Metrics whose influence on rows of two models together is meaningful: those that compare no score across rows.

@@ -284,7 +284,8 @@ def _cannot_load(base: Base, what: str, error: Exception) -> str:
 
 def _report(model: Any, info: Mapping[str, Any], base: Base) -> LoadReport:
     """Sort what transformers tells; a head made for another number of labels is new, a body of another size refused."""
-    body = f"{model.base_model_prefix}."
+    # An encoder without a head is all body, and its tensors have no prefix.
+    body = "" if model.base_model is model else f"{model.base_model_prefix}."
     shapes = {str(name): (tuple(found), tuple(wanted)) for name, found, wanted in info["mismatched_keys"]}
     for name, (found, wanted) in sorted(shapes.items()):
         if name.startswith(body):

@@ -60,7 +60,16 @@ _IDLE = (
     _Idle("method.layer_decay", "method.name", _method("features", "prompt"), "set method.name: full"),
     _Idle("method.freeze_layers", "method.name", _method("features", *ADAPTERS), "set method.name: full"),
     _Idle("model.attention", "method.name", _method("prompt"), "set method.name: lora"),
-    _Idle("method.pooling", "method.name", lambda r: r.method.name != "features", "set method.name: features"),
+    _Idle(
+        "method.pooling",
+        "method.name",
+        lambda r: r.method.name != "features" and r.task != "embeddings",
+        "set method.name: features",
+    ),
+    _Idle("contrast.margin", "contrast.loss", lambda r: r.contrast.loss != "triplet", "set contrast.loss: triplet"),
+    _Idle(
+        "contrast.temperature", "contrast.loss", lambda r: r.contrast.loss == "triplet", "set contrast.loss: ranking"
+    ),
     _Idle("model.revision", "model.base", lambda r: r.model.base == "default", "set model.base to a hub id"),
     _Idle(
         "guards.patience",
@@ -105,9 +114,12 @@ _IDLE = (
     *(_Idle(key, "task", _task(task), "set another task") for task, unread in UNREAD.items() for key in unread),
 )
 
+# Two sentences of each of two labels.
+FEWEST_IN_BATCH = 4
+
 _ALL = (*_IDLE, *(_Idle(key, "task", _not_task(*tasks), f"set task: {tasks[0]}") for key, tasks in READ_BY.items()))
 
-_COLUMNS = ("text", "text_pair", "label", "group", "split", "messages", "prompt", "completion")
+_COLUMNS = ("text", "text_pair", "negative", "label", "group", "split", "messages", "prompt", "completion")
 
 
 def conflicts(recipe: Recipe) -> Iterator[Conflict]:
@@ -154,12 +166,31 @@ def _task_conflicts(recipe: Recipe) -> Iterator[Conflict]:
             ("method.name", "task"),
             f"method.name is {recipe.method.name}, which task {recipe.task} does not have; use {' or '.join(methods)}",
         )
+    if recipe.task == "embeddings":
+        yield from _embedding_conflicts(recipe)
     for name, action in recipe.data.audit:
         if action == "fix":
             yield Conflict(
                 (f"data.audit.{name}", "task"),
                 f"data.audit.{name} is fix, which would move what task {recipe.task} learns; use keep, drop or stop",
             )
+
+
+def _embedding_conflicts(recipe: Recipe) -> Iterator[Conflict]:
+    """Yield what embeddings cannot be learnt with."""
+    if recipe.train.batch_size < FEWEST_IN_BATCH:
+        yield Conflict(
+            ("train.batch_size", "task"),
+            f"train.batch_size is {recipe.train.batch_size}, expected at least {FEWEST_IN_BATCH}: each row of a batch "
+            "is told from the others; a usual value is 32 to 256",
+        )
+    others = [name for name in ("text_pair", "negative") if dict(recipe.data)[name] is not None]
+    if recipe.data.label is not None and others:
+        yield Conflict(
+            ("data.label", f"data.{others[0]}"),
+            f"data.label is {show(recipe.data.label)} and data.{others[0]} names a column too, but texts are told "
+            "apart either by labels or by pairs; keep one of the two",
+        )
 
 
 def _data_conflicts(data: Data) -> Iterator[Conflict]:

@@ -13,6 +13,7 @@ BASELINES: Mapping[str, tuple[str, ...]] = {
     "causal-text": ("base", "ngram"),
     "masked-text": ("base", "unigram"),
     "instruct": ("base", "few_shot", "nearest", "frequent"),
+    "embeddings": ("base", "tfidf"),
 }
 LANGUAGE = frozenset(BASELINES)
 
@@ -35,12 +36,20 @@ _OF_ANSWERS = (
 # Tasks whose answers are written texts, and those of them that read conversations.
 WRITTEN = ("instruct",)
 TALKS = ("instruct",)
+_OF_RELATED = (
+    "data.text_pair",
+    "data.audit.missing_labels",
+    "data.audit.imbalance",
+    "data.audit.small_classes",
+    "method.pooling",
+)
 # By task, the keys that it does not read.
 UNREAD: Mapping[str, tuple[str, ...]] = {
     "token-classification": _UNREAD,
     "causal-text": (*_UNREAD, *_OF_ROWS),
     "masked-text": (*_UNREAD, *_OF_ROWS),
     "instruct": (*_UNREAD, *_OF_ANSWERS),
+    "embeddings": tuple(key for key in _UNREAD if key not in _OF_RELATED),
 }
 # Keys that these tasks alone read.
 READ_BY: Mapping[str, tuple[str, ...]] = {
@@ -56,6 +65,11 @@ READ_BY: Mapping[str, tuple[str, ...]] = {
         f"generation.{key}": WRITTEN
         for key in ("strategy", "max_new_tokens", "temperature", "top_k", "top_p", "beams", "stop")
     },
+    "data.negative": ("embeddings",),
+    "contrast.loss": ("embeddings",),
+    "contrast.temperature": ("embeddings",),
+    "contrast.margin": ("embeddings",),
+    "contrast.widths": ("embeddings",),
 }
 # Tasks whose models peft can put a prompt before, and which let the network alone run them.
 PROMPTED = frozenset({"token-classification", "causal-text"})

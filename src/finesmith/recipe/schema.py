@@ -24,7 +24,7 @@ def _known_encoding(value: str) -> str:
 # A task is a file: its name is known from the folder, without importing it.
 _NO_TASKS = {
     "__init__", "protocol", "language", "documents", "dialogues", "answers", "answer_rivals", "answer_scores",
-    "writing", "losses", "contrastive", "preferences",
+    "writing", "losses", "contrastive", "encoded_texts", "preferences",
 }  # fmt: skip
 _FILES_OF_TASKS = (Path(__file__).parent.parent / "tasks").glob("*.py")
 TASKS = ("auto", *sorted(f.stem.replace("_", "-") for f in _FILES_OF_TASKS if f.stem not in _NO_TASKS))
@@ -151,6 +151,12 @@ class Data(Section):
     text_pair: Column | None = Field(
         default=None,
         description="Column of the second text of a pair; null infers it from names and content.",
+        json_schema_extra=_COLUMN,
+    )
+    negative: Column | None = Field(
+        default=None,
+        description="Column of a text that does not belong to data.text, beside data.text_pair, which does; null "
+        "infers it. For embeddings.",
         json_schema_extra=_COLUMN,
     )
     label: Column | None = Field(
@@ -294,6 +300,31 @@ class Generation(Section):
     )
 
 
+class Contrast(Section):
+    """How embeddings are learnt: the task embeddings."""
+
+    loss: Literal["auto", "ranking", "triplet", "supervised"] = Field(
+        default="auto",
+        description="ranking: find each anchor's positive among all of the batch (pairs, triplets); triplet: keep each "
+        "negative further away than the positive (triplets); supervised: bring sentences of a label together "
+        "(labelled). auto: ranking, or supervised where there are labels.",
+    )
+    temperature: Float = Field(
+        default=0.05,
+        gt=0,
+        le=10,
+        description="What cosines are divided by; the lower, the more the nearest others count.",
+    )
+    margin: Float = Field(
+        default=0.5, gt=0, le=2, description="How much further a negative is to be, in cosine, with the loss triplet."
+    )
+    widths: Annotated[list[Count], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Train the first so many numbers of each embedding to be one by themselves, for each of these.",
+        json_schema_extra=_accepts("a list of whole numbers, or null"),
+    )
+
+
 class Model(Section):
     """The pre-trained model that everything starts from."""
 
@@ -334,7 +365,8 @@ class Method(Section):
         default=0, ge=0, description="Keep so many of the lowest layers fixed, and the embeddings with them."
     )
     pooling: Literal["auto", "mean", "cls", "last"] = Field(
-        default="auto", description="How token vectors become one vector for features; auto follows the model."
+        default="auto",
+        description="How token vectors become one vector, for features and embeddings; auto follows the model.",
     )
 
 
@@ -410,7 +442,7 @@ class Evaluate(Section):
         default_factory=lambda: list(USUAL_BASELINES),  # type: ignore[arg-type]
         description="Simpler methods that the tuned model has to beat. Tasks that answer for every token put all of "
         "their own in place of this list: token-classification majority and word_tag, causal-text base and ngram, "
-        "masked-text base and unigram, instruct base, few_shot, nearest and frequent.",
+        "masked-text base and unigram, embeddings base and tfidf, instruct base, few_shot, nearest and frequent.",
         json_schema_extra={"default": list(USUAL_BASELINES)},
     )
     shots: Count = Field(
@@ -472,6 +504,7 @@ class Recipe(Section):
     mask: Mask = Field(default_factory=Mask)
     text: TextLayout = Field(default_factory=TextLayout)
     generation: Generation = Field(default_factory=Generation)
+    contrast: Contrast = Field(default_factory=Contrast)
     model: Model = Field(default_factory=Model)
     method: Method = Field(default_factory=Method)
     train: Train = Field(default_factory=Train)

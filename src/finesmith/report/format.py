@@ -45,6 +45,11 @@ METRIC_NAMES = {
     "rouge_l": "ROUGE-L",
     "chrf": "chrF",
     "bleu": "BLEU",
+    "ndcg@10": "nDCG@10",
+    "accuracy@1": "Accuracy@1",
+    "recall@10": "Recall@10",
+    "mrr": "Mean reciprocal rank",
+    "map": "Mean average precision",
 }
 PERCENT_METRICS = frozenset(
     {"accuracy", "balanced_accuracy", "subset_accuracy", "hamming_accuracy", "macro_f1", "micro_f1", "weighted_f1"}
@@ -62,6 +67,8 @@ PERCENT_METRICS = frozenset(
         "rouge_l",
         "chrf",
         "bleu",
+        "accuracy@1",
+        "recall@10",
     }
 )
 LOWER_IS_BETTER = frozenset(

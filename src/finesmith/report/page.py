@@ -290,11 +290,13 @@ def _mistakes(found: mistakes.Mistakes | None, *, given: bool) -> dict[str, Any]
             "id": str(mistake.id),
             "text": cut(mistake.text, 420),
             "pair": cut(mistake.text_pair, 420),
-            "label": label_text(mistake.label, 120),
-            "prediction": label_text(mistake.prediction, 120),
+            "label": label_text(mistake.label, 120 if mistake.rank is None else 420),
+            "prediction": label_text(mistake.prediction, 120 if mistake.rank is None else 420),
             "confidence": f"{100 * mistake.confidence:.1f} % sure" if mistake.confidence is not None else "",
             "given": f"{100 * mistake.given:.1f} % to the true label" if given and mistake.given is not None else "",
             "error": f"off by {plain(mistake.error, 3)}" if isinstance(mistake.prediction, float) else "",
+            "rank": count(mistake.rank) if mistake.rank is not None else "",
+            "found": cut(mistake.found, 420),
         }
 
     return {
@@ -305,6 +307,7 @@ def _mistakes(found: mistakes.Mistakes | None, *, given: bool) -> dict[str, Any]
         "confident": [row(mistake) for mistake in found.confident],
         "worst": [row(mistake) for mistake in found.worst],
         "regression": found.wrong is None,
+        "search": any(mistake.rank is not None for mistake in found.worst),
     }
 
 

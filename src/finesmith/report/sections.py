@@ -20,7 +20,7 @@ BALANCE_ROWS = 16
 FINDINGS = 40
 EXCERPTS = 4
 ACTIONS = {"keep": "kept", "drop": "dropped", "fix": "fixed", "stop": "stopped the run", "None": ""}
-COLUMNS = ("text", "text_pair", "label", "group", "split")
+COLUMNS = ("text", "text_pair", "negative", "label", "group", "split")
 SEVERITIES = ("error", "warning", "info")
 
 

@@ -60,6 +60,7 @@ def merge(folder: str, *, out: str | None = None, dtype: str = "float32") -> dic
         from finesmith.report.merged_card import merged_card
         from finesmith.workflows.seal import seal
 
+        _write_chain(about, beside)
         facts = {**_facts(report), "method": method, "compared": compared}
         written = {**about, "method": "full", "merged": facts}
         write_whole(beside / "finesmith.json", _as_json(written))
@@ -81,6 +82,20 @@ def merge(folder: str, *, out: str | None = None, dtype: str = "float32") -> dic
         complete=complete,
     )
     return {"folder": str(place), **_facts(report), "method": method, "compared": compared}
+
+
+def _write_chain(about: Mapping[str, Any], beside: Path) -> None:
+    """Write how embeddings are made of a merged encoder's states, which an adapter's folder leaves to its base."""
+    if about["task"].get("name") != "embeddings":
+        return
+    from finesmith.models.encoder import pooling_of
+    from finesmith.models.load import find
+    from finesmith.models.save import write_encoder_chain
+
+    config = read_json(beside / "config.json")
+    base = find(str(about["base"]), about.get("revision"))
+    pooling = pooling_of(about["task"]["contrast"]["pooling"], base, str(config["model_type"]))
+    write_encoder_chain(beside, pooling, int(config.get("hidden_size") or config["dim"]), int(about["max_length"]))
 
 
 def _facts(report: MergeReport) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from finesmith.tasks.language import LanguageTask, Outcome, Reading
 from finesmith.workflows.about import LONGEST, damaged, keep_evaluation
 
 if TYPE_CHECKING:
-    from finesmith.models.token_heads import TokenNetwork
+    from finesmith.models.forward import Network
     from finesmith.tasks.language import Corpus, Encoded
 
 METHODS = frozenset({"full", *ADAPTERS})
@@ -24,7 +24,7 @@ METHODS = frozenset({"full", *ADAPTERS})
 class TunedLanguageModel:
     """A tuned network with all it needs to answer: task, tokenizer limit, and how its files were read."""
 
-    network: TokenNetwork
+    network: Network
     task: LanguageTask
     max_length: int
     reading: Reading
@@ -120,15 +120,25 @@ def read_about(folder: Path) -> tuple[dict[str, Any], LanguageTask]:
 
 
 def predictions(
-    model: TunedLanguageModel, source: str, *, text: str | None, encoding: str | None, progress: Progress | None
+    model: TunedLanguageModel,
+    source: str,
+    *,
+    text: str | None,
+    text_pair: str | None,
+    encoding: str | None,
+    progress: Progress | None,
 ) -> Iterator[Any]:
     """Yield one pyarrow table: the rows of `source` in order, as texts, with what the model makes of each."""
     import pyarrow as pa
 
-    reading = _reading(model, text, None, encoding)
+    _refuse_pairs(model, text_pair)
+    reading = _reading(model, text=text, text_pair=text_pair, encoding=encoding)
     corpus = model.laid_out(model.task.read_unlabelled([source], reading))
     _, outcome = model.answer(corpus, _counting(progress, len(corpus)))
-    columns = {"text": list(corpus.texts), **model.task.columns(corpus, outcome, quote=True)}
+    if text_pair is not None and len(corpus.columns_of_texts) < 2:
+        raise DataError(f"{source} has no column {text_pair[:80]!r}; name the second texts with --text-pair COLUMN")
+    columns = {name: list(texts) for name, texts in corpus.columns_of_texts.items()}
+    columns = {**columns, **model.task.columns(corpus, outcome, quote=True)}
     yield pa.table(columns)
 
 
@@ -138,6 +148,7 @@ def evaluate(
     source: str,
     *,
     text: str | None,
+    text_pair: str | None,
     label: str | None,
     encoding: str | None,
     progress: Progress | None,
@@ -145,7 +156,8 @@ def evaluate(
     """Score a model on other rows; return scores with intervals, kept in the run folder if there is one."""
     from finesmith.evaluate.paired import interval
 
-    corpus = model.task.read([source], _reading(model, text, label, encoding))
+    _refuse_pairs(model, text_pair)
+    corpus = model.task.read([source], _reading(model, text=text, text_pair=text_pair, label=label, encoding=encoding))
     model.task.require_known(corpus)
     given, corpus = len(corpus) + sum(corpus.lost.values()), model.laid_out(corpus)
     encoded, outcome = model.answer(corpus, _counting(progress, len(corpus)))
@@ -167,8 +179,7 @@ def evaluate(
 Progress = Callable[[int, int], None]
 
 
-def _reading(model: TunedLanguageModel, text: str | None, label: str | None, encoding: str | None) -> Reading:
-    given = {"text": text, "label": label, "encoding": encoding}
+def _reading(model: TunedLanguageModel, **given: str | None) -> Reading:
     return Reading(**{**asdict(model.reading), **{key: value for key, value in given.items() if value is not None}})
 
 
@@ -185,7 +196,7 @@ def _counting(progress: Progress | None, total: int) -> Callable[[int], None] | 
     return add
 
 
-def refuse_pairs(text_pair: str | None) -> None:
-    """Raise DataError where a second text column is named."""
-    if text_pair is not None:
+def _refuse_pairs(model: TunedLanguageModel, text_pair: str | None) -> None:
+    """Raise DataError where a second text column is named that would not be read."""
+    if text_pair is not None and not model.task.reads_pairs:
         raise DataError("this model reads no second text; leave --text-pair out")

@@ -84,6 +84,8 @@ def _longest(data: Gathered, setup: Setup) -> Batch:
     lengths = encoded.rows.lengths()
     order = np.argsort(lengths, kind="stable")[::-1][: min(setup.micro_batch_size, PROBE_ROWS)]
     chosen = order[: max(2, int((lengths[order].cumsum() <= PROBE_TOKENS).sum()))][::-1]
+    chosen = data.task.probed(encoded, chosen)
+    chosen = chosen[np.argsort(lengths[chosen], kind="stable")]
     return data.task.batch(encoded, chosen, data.ids["train"], 0, 0, setup.network.device)
 
 

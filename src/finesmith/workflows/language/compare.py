@@ -81,7 +81,7 @@ def _write_predictions(
     quote = not recipe.output.redact
     columns: dict[str, Any] = {"id": data.ids[split]}
     if quote:
-        columns["text"] = list(corpus.texts)
+        columns |= {name: list(texts) for name, texts in corpus.columns_of_texts.items()}
     labels = data.task.label_column(corpus, quote=quote)
     if labels is not None:
         columns["label"] = labels

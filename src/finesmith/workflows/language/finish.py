@@ -9,7 +9,7 @@ from finesmith.discreet import discreet
 from finesmith.errors import FinesmithError
 from finesmith.recipe import ADAPTERS
 from finesmith.run import Run, read_json, whole_folder
-from finesmith.workflows.finish import MODEL_FORMAT, PROOF_EXAMPLES, name_base, save_network
+from finesmith.workflows.finish import MODEL_FORMAT, PROOF_EXAMPLES, name_base
 
 if TYPE_CHECKING:
     from finesmith.recipe import Recipe
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 
 
 def finish(recipe: Recipe, run: Run, data: Gathered, setup: Setup, opened: Opened) -> None:
-    """Save the model with its card, reload it and compare its log probabilities on held-out rows.
+    """Save the model with its card, reload it and compare what it answers on held-out rows.
 
     Raises FinesmithError when the reloaded model answers differently: then it must not be shipped.
     """
     import numpy as np
 
+    from finesmith.models.adapter_files import save_adapter
     from finesmith.recipe import with_absolute_paths
     from finesmith.report import card
     from finesmith.workflows.language.apply import load_model
@@ -36,9 +37,11 @@ def finish(recipe: Recipe, run: Run, data: Gathered, setup: Setup, opened: Opene
     rows = _proof(data, setup, opened, count)
     evaluated = data.task.answer(setup.network, rows)
     with whole_folder(run.folder / "model") as folder:
-        save_network(setup.network, folder)
         if recipe.method.name in ADAPTERS:
+            save_adapter(setup.network, folder)
             name_base(folder, setup.base)
+        else:
+            data.task.save(setup.network, folder, setup.max_length)
         run.write_json(
             f"{folder.name}/finesmith.json",
             {
@@ -55,10 +58,9 @@ def finish(recipe: Recipe, run: Run, data: Gathered, setup: Setup, opened: Opene
         )
         data.task.complete(setup.network, folder)
         again = data.task.answer(load_model(folder, device=setup.device.device).network, rows)
-        assert again.log_probabilities is not None
-        assert evaluated.log_probabilities is not None
-        gap = float(np.abs(again.log_probabilities - evaluated.log_probabilities).max())
-        tolerance = 1e-4 * max(1.0, float(np.abs(evaluated.log_probabilities).max()))
+        expected = data.task.proof(evaluated)
+        gap = float(np.abs(data.task.proof(again) - expected).max())
+        tolerance = 1e-4 * max(1.0, float(np.abs(expected).max()))
         run.write_json("model.json", {**read_json(run.folder / "model.json"), "reload_gap": gap})
         if told := data.task.differs(evaluated, again):
             raise FinesmithError(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import DataError
 from finesmith.workflows.training import Job, Trained, train_job
@@ -54,17 +55,17 @@ def plan_of(recipe: Recipe, data: Gathered, setup: Setup) -> Plan:
         made = [task.batch(encoded, part, ids, epoch, t.seed, device) for part in parts]
         return made, max(1, task.units(made))
 
-    return Plan(max(1, round(per_epoch * setup.epochs)), per_epoch, make, t.max_grad_norm, t.seed)
+    steps = max(1, round(per_epoch * setup.epochs))
+    found = task.backward(setup.network, lambda: precision(setup))
+    return Plan(steps, per_epoch, make, t.max_grad_norm, t.seed, found)
 
 
 def loss_of(data: Gathered, setup: Setup) -> Callable[[Batch], tuple[torch.Tensor, int]]:
     """Return the function that sums the losses of a training micro-batch and counts their units."""
-    import torch
-
-    encoded, network, low = setup.encoded["train"], setup.network, setup.device.dtype == "bfloat16"
+    encoded, network = setup.encoded["train"], setup.network
 
     def loss_sum(batch: Batch) -> tuple[torch.Tensor, int]:
-        with torch.autocast(network.device.type, torch.bfloat16, enabled=low):
+        with precision(setup):
             return data.task.loss(network, encoded, batch)
 
     return loss_sum
@@ -73,6 +74,13 @@ def loss_of(data: Gathered, setup: Setup) -> Callable[[Batch], tuple[torch.Tenso
 def selecting(data: Gathered, setup: Setup) -> str:
     """Return the metric by which the best step is chosen."""
     return data.task.selecting or setup.metric
+
+
+def precision(setup: Setup) -> AbstractContextManager[Any]:
+    """Return the block in which the network computes with the numbers of the run."""
+    import torch
+
+    return torch.autocast(setup.network.device.type, torch.bfloat16, enabled=setup.device.dtype == "bfloat16")
 
 
 def _score(data: Gathered, setup: Setup) -> tuple[float, float]:

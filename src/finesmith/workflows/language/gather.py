@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from finesmith.discreet import discreet
 from finesmith.errors import DataError, RunError
-from finesmith.tasks.language import Choices, Corpus, LanguageTask, Reading, Speech
+from finesmith.tasks.language import Choices, Contrast, Corpus, LanguageTask, Reading, Speech
 from finesmith.types import SPLITS, Examples, Finding, Split
 from finesmith.workflows.about import LONGEST
 from finesmith.workflows.prepare import complete, refuse_tiny, tell_findings, token_lengths, where, write_splits
@@ -89,16 +89,18 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
         for note in laid.notes:
             run.record("note", message=note)
     examples = Examples(_count(len(corpus)), corpus.texts, corpus.answers, corpus.labels, corpus.groups)
-    tokens, usual = token_lengths(_one_text(examples), tokenizer, recipe, longest)
+    sequences = _sequences(corpus)
+    tokens, usual = token_lengths(Examples(examples.ids, sequences), tokenizer, recipe, longest)
     limit = limit if laid is not None else usual
     if recipe.data.max_length is None and kind.usual_length is not None and limit[0] > kind.usual_length:
         limit = kind.usual_length, f"the usual length for {kind.name}; longer {kind.unit} make several sequences"
-    keep, clusters, findings, dropped = _audit(recipe, run, kind, examples, given, tokens, limit[0])
+    lengths = tokens.original_lengths.reshape(-1, len(corpus)).max(axis=0)
+    keep, clusters, findings, dropped = _audit(recipe, run, kind, examples, given, lengths, limit[0])
     flow = [{"stage": "read", "rows": read}, *dropped_rows(lost), *dropped]
     kept = keep.nonzero()[0]
     if not len(kept):
         raise DataError(f"{corpus.origins[0].name}: none of the {len(corpus):,} {kind.unit} can be used; see the audit")
-    splits, notes = _split(recipe, corpus, given, kept, clusters)
+    splits, notes = _split(recipe, kind, corpus, given, kept, clusters)
     for note in notes:
         run.record("note", message=note)
     positions = {name: kept[where(splits, name)] for name in SPLITS}
@@ -109,10 +111,10 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
             f"at least {FEWEST_TESTED}: raise data.test_fraction, add {kind.unit}, or part them with "
             "data.document_separator"
         )
-    parts = {name: kind.take(corpus, at) for name, at in positions.items()}
-    task = kind.learn(parts["train"], choices)
+    taken = {name: kind.take(corpus, at) for name, at in positions.items()}
+    task = kind.learn(taken["train"], choices)
     for name in ("validation", "test"):
-        task.require_known(parts[name])
+        task.require_known(taken[name])
     summary = {
         "task": task.name,
         "sources": [asdict(origin) for origin in corpus.origins],
@@ -122,7 +124,7 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
         "fixed": {},
         "cleaning": {},
         "labels": list(task.labels) if task.labels else None,
-        "splits": {name: {"rows": len(part), **task.summary(part)} for name, part in parts.items()},
+        "splits": {name: {"rows": len(part), **task.summary(part)} for name, part in taken.items()},
         "split_notes": notes,
         "max_length": limit[0],
         "tokens": {**tokens.summary(), "added_words": []},
@@ -133,8 +135,8 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
     del findings
     return Gathered(
         task=task,
-        corpora={"train": parts["train"], "validation": parts["validation"]},
-        test=SealedCorpus(parts["test"]),
+        corpora={"train": taken["train"], "validation": taken["validation"]},
+        test=SealedCorpus(taken["test"]),
         ids=positions,
         places=corpus.where,
         tokens=tokens,
@@ -150,6 +152,8 @@ def reading_of(recipe: Recipe) -> Reading:
     return Reading(
         encoding=d.encoding,
         text=d.text,
+        text_pair=d.text_pair,
+        negative=d.negative,
         label=d.label,
         separator=d.document_separator,
         messages=d.messages,
@@ -161,7 +165,7 @@ def reading_of(recipe: Recipe) -> Reading:
 
 def choices_of(recipe: Recipe) -> Choices:
     """Return what the recipe says of tokens."""
-    g = recipe.generation
+    g, c = recipe.generation, recipe.contrast
     return Choices(
         overlap=recipe.data.overlap,
         mask_rate=recipe.mask.rate,
@@ -181,6 +185,9 @@ def choices_of(recipe: Recipe) -> Choices:
             shots=recipe.evaluate.shots,
             rows=recipe.evaluate.generated_rows,
             seed=recipe.train.seed,
+        ),
+        contrast=Contrast(
+            c.loss, c.temperature, c.margin, tuple(c.widths or ()), recipe.method.pooling, recipe.train.batch_size
         ),
     )
 
@@ -218,7 +225,7 @@ def _audit(
     kind: type[LanguageTask],
     examples: Examples,
     given: Sequence[Split | None],
-    tokens: Tokens,
+    lengths: npt.NDArray[np.int32],
     limit: int,
 ) -> tuple[npt.NDArray[np.bool_], Clusters, tuple[Finding, ...], list[dict[str, Any]]]:
     """Look for faults, tell them, and drop what the recipe says."""
@@ -231,7 +238,7 @@ def _audit(
         clusters=lambda: clusters,
         kind="category",
         splits=complete(given),
-        lengths=tokens.original_lengths.tolist(),
+        lengths=lengths.tolist(),
         max_length=limit,
         actions=recipe.data.audit.model_dump(),
         kinds=kind.audits,
@@ -258,36 +265,48 @@ def row_limit(recipe: Recipe, longest: int) -> tuple[int, str]:
     return named, "named in the recipe"
 
 
-def _one_text(examples: Examples) -> Examples:
-    """Return rows of text and answer as single texts."""
-    if examples.pairs is None:
-        return examples
-    texts = [f"{text}\n{answer}" for text, answer in zip(examples.texts, examples.pairs, strict=True)]
-    return Examples(examples.ids, texts)
+def _sequences(corpus: Corpus) -> list[str]:
+    """Return the texts that the model reads, column by column: answers after their texts, other parts by themselves."""
+    if corpus.answers is not None:
+        return [f"{text}\n{answer}" for text, answer in zip(corpus.texts, corpus.answers, strict=True)]
+    return [text for column in corpus.columns_of_texts.values() for text in column]
 
 
 def _split(
-    recipe: Recipe, corpus: Corpus, given: Sequence[Split | None], kept: Ints, clusters: Clusters
+    recipe: Recipe,
+    kind: type[LanguageTask],
+    corpus: Corpus,
+    given: Sequence[Split | None],
+    kept: Ints,
+    clusters: Clusters,
 ) -> tuple[list[Split], list[str]]:
     """Return the split of every kept row, those given respected; copies and rows of a document stay together."""
     from finesmith.data.documents import split_documents
-    from finesmith.data.split import units
+    from finesmith.data.near_duplicates import normalise
+    from finesmith.data.split import split, units
 
     names: list[Split] = [given[i] or "train" for i in kept]
     at = [place for place, i in enumerate(kept) if given[i] is None]
     if not at:
         return names, ["splits as given"]
     d, open_rows = recipe.data, kept[at]
-    cut = split_documents(
-        [corpus.texts[i] for i in open_rows],
-        units=units(clusters, corpus.groups)[open_rows],
-        validation=0.0 if "validation" in names else d.validation_fraction,
-        test=0.0 if "test" in names else d.test_fraction,
-        seed=d.split_seed,
-    )
+    texts = [corpus.texts[i] for i in open_rows]
+    together = units(clusters, corpus.groups)[open_rows]
+    validation = 0.0 if "validation" in names else d.validation_fraction
+    test = 0.0 if "test" in names else d.test_fraction
+    notes = [] if corpus.groups is None else [kind.apart]
+    if corpus.strata is None:
+        cut = split_documents(texts, units=together, validation=validation, test=test, seed=d.split_seed)
+    else:
+        strata, keys = [corpus.strata[i] for i in open_rows], [normalise(text) for text in texts]
+        found = split(strata, units=together, keys=keys, validation=validation, test=test, seed=d.split_seed)
+        cut = found.names
+        if found.small:
+            rows = sum(found.small.values())
+            notes.append(f"{len(found.small)} labels have fewer than three examples; all {rows} are in train")
     for place, name in zip(at, cut, strict=True):
         names[place] = name
-    return names, [] if corpus.groups is None else ["no document straddles a border between splits"]
+    return names, notes
 
 
 def _count(rows: int) -> Ints:

@@ -26,8 +26,8 @@ from finesmith.workflows.setup import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from finesmith.models.forward import Network
     from finesmith.models.load import Base, LoadReport
-    from finesmith.models.token_heads import TokenNetwork
     from finesmith.recipe import Recipe
     from finesmith.run import Run
     from finesmith.train.devices import Device
@@ -40,7 +40,7 @@ class Setup:
 
     device: Device
     base: Base
-    network: TokenNetwork
+    network: Network
     report: LoadReport
     encoded: Mapping[Split, Encoded]
     max_length: int
@@ -73,7 +73,9 @@ def set_up(
     `threads` is the number that an interrupted run began on. Raises ModelError or UserError for what the model or the
     machine cannot do.
     """
+    from finesmith.models.encoder import Encoder
     from finesmith.models.layers import freeze_lowest
+    from finesmith.models.token_heads import TokenNetwork
 
     device = choose_device(recipe, threads)
     network, report = load_network(recipe, data, base, tokenizer, device)
@@ -96,13 +98,14 @@ def set_up(
     epochs, evaluations = duration(recipe, len(encoded["train"].rows), why)
     config = network.classifier.config
     width = len(task.labels or ())
-    if not width and (network.prompt or not network.split):
+    if not width and isinstance(network, TokenNetwork) and (network.prompt or not network.split):
         # Else the logits of words are made a few at a time, and only where they are asked for.
         width = int(config.get_text_config().vocab_size)
     micro, forecast = fit_memory(recipe, network, encoded["train"].rows.lengths(), device, width)
     if recipe.train.micro_batch_size is None:
         why["train.micro_batch_size"] = "the most that is forecast to fit into memory"
-    facts = model_facts(recipe, base, network, report, device, forecast, options, None)
+    pooling = network.pooling if isinstance(network, Encoder) else None
+    facts = model_facts(recipe, base, network, report, device, forecast, options, pooling)
     run.write_json("model.json", {**facts, "head": task.kind})
     return Setup(
         device=device,
@@ -129,7 +132,7 @@ def set_up(
 
 def load_network(
     recipe: Recipe, data: Gathered, base: Base, tokenizer: PreTrainedTokenizerBase, device: Device
-) -> tuple[TokenNetwork, LoadReport]:
+) -> tuple[Network, LoadReport]:
     """Load the base model under the head that the task needs."""
     import torch
 
