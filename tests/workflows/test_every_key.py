@@ -15,7 +15,7 @@ from jobs import PEFT_WARNING, REMOVED, differences, plan, reviews, tuned, with_
 from language_jobs import triplets
 
 from finesmith.errors import FinesmithError, RecipeError
-from finesmith.recipe import from_dict
+from finesmith.recipe import ADAPTERS, LORA_KINDS, from_dict
 from finesmith.recipe.keys import LORA_OPTIONS, keys
 from finesmith.workflows.tune import tune
 from tiny import write_tiny_llama
@@ -165,10 +165,16 @@ CASES = [
     Case("model.base", "other-model", ("model.json", WEIGHTS)),
     Case("model.dropout", 0.3, ("model.json", WEIGHTS)),
     Case("model.attention", "padded", ("model.json",)),
-    Case("method.name", "lora", ("model.json", ADAPTER)),
+    *(Case("method.name", name, ("model.json", ADAPTER)) for name in ADAPTERS),
     Case("method.name", "features", ("model.json", "events.jsonl"), given={**FEATURES, "method.name": "full"}),
     Case("method.name", "head_then_full", ("events.jsonl", WEIGHTS)),
     Case("method.lora", {"r": 4}, ("model.json", ADAPTER), given=LORA),
+    *(
+        Case("method.lora", {"r": 4}, ("model.json", ADAPTER), given={**LORA, "method.name": name})
+        for name in LORA_KINDS
+        if name != "lora"
+    ),
+    Case("method.prompt_tokens", 4, ("model.json", ADAPTER), given={**LORA, "method.name": "prompt"}),
     Case("method.layer_decay", 0.5, ("events.jsonl", WEIGHTS)),
     Case("method.layer_decay", 0.5, ("events.jsonl", ADAPTER), given=LORA),
     Case("method.freeze_layers", 1, ("model.json", WEIGHTS)),
@@ -240,8 +246,14 @@ DOUBTFUL = [
         "method.layer_decay": 0.5, "method.freeze_layers": 1, "method.lora": {"r": 4},
         "output.checkpoint_minutes": 0.001, "output.keep_checkpoints": 1,
     }.items()),
-    ("lora", LORA, "method.freeze_layers", 1),
+    *((name, {**LORA, "method.name": name}, "method.freeze_layers", 1) for name in ADAPTERS),
     ("lora", LORA, "method.pooling", "cls"),
+    ("lora", LORA, "method.prompt_tokens", 4),
+    *((name, {**LORA, "method.name": name}, "method.lora", {"r": 4}) for name in ("ia3", "prompt")),
+    *((name, {**LORA, "method.name": name}, "method.layer_decay", 0.5) for name in ("ia3", "prompt")),
+    ("prompt", {**LORA, "method.name": "prompt"}, "model.attention", "ragged"),
+    ("prompt", {**LORA, "method.name": "prompt"}, "data.domain_words", 3),
+    ("ia3", {**LORA, "method.name": "ia3"}, "data.domain_words", 3),
     ("full", {}, "method.pooling", "cls"),
     ("full", {}, "method.lora", {"r": 4}),
     ("full", {}, "train.focal_gamma", 3),

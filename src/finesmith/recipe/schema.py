@@ -37,13 +37,6 @@ def _known_task(value: str) -> str:
     return value
 
 
-LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
-
-
-def _with_lora_defaults(value: Any) -> Any:
-    return {**LORA_DEFAULTS, **value} if isinstance(value, dict) else value
-
-
 def _accepts(words: str) -> dict[str, Any]:
     return {"accepts": words}
 
@@ -377,16 +370,18 @@ class Model(Section):
 class Method(Section):
     """Which weights are trained, and how."""
 
-    name: Literal["full", "lora", "features", "head_then_full"] = Field(
+    name: Literal["full", "lora", "rslora", "dora", "pissa", "ia3", "prompt", "features", "head_then_full"] = Field(
         default="full",
-        description="full trains every weight; lora trains adapters; features trains a head on embeddings computed "
-        "once; head_then_full trains the head first, then everything.",
+        description="full trains every weight; features a head on embeddings computed once; head_then_full the head "
+        "first, then everything; the others an adapter on frozen weights.",
     )
-    lora: Annotated[dict[str, Any], BeforeValidator(_with_lora_defaults)] = Field(
-        default_factory=lambda: dict(LORA_DEFAULTS),
-        description="Options of peft's LoraConfig; what is not named keeps the values shown here, or peft's default.",
-        json_schema_extra={**_accepts("options of peft's LoraConfig, each with its value"), "default": LORA_DEFAULTS},
+    lora: dict[str, Any] = Field(
+        default={},
+        description="Options of peft's LoraConfig, for lora, rslora, dora and pissa; what is not named keeps the "
+        "kind's own value (docs/adapters.md) or peft's.",
+        json_schema_extra=_accepts("options of peft's LoraConfig, each with its value"),
     )
+    prompt_tokens: Count = Field(default=20, description="How many vectors prompt learns to put before every text.")
     layer_decay: Float = Field(
         default=1.0, gt=0, le=1, description="Each layer's learning rate is this times the rate of the layer above it."
     )

@@ -158,6 +158,7 @@ def resolve(recipe: Recipe, data: Prepared, setup: Setup) -> Recipe:
         **{f"data.{name}": columns[name] for name in ("text", "text_pair", "label", "group", "split") if columns[name]},
         "data.max_length": setup.max_length,
         "evaluate.metric": setup.metric,
+        **setup.adapter,
     }
     if recipe.method.name != "features":
         values |= {"train.learning_rate": setup.learning_rate, "train.micro_batch_size": setup.micro_batch_size}

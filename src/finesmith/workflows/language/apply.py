@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import DataError, ModelError
-from finesmith.recipe import LANGUAGE
-from finesmith.run import Run, read_json
+from finesmith.recipe import ADAPTERS, LANGUAGE
+from finesmith.run import read_json
 from finesmith.tasks.language import LanguageTask, Outcome, Reading
-from finesmith.workflows.about import LONGEST, damaged
+from finesmith.workflows.about import LONGEST, damaged, keep_evaluation
 
 if TYPE_CHECKING:
     from finesmith.models.forward import Network
     from finesmith.tasks.language import Corpus, Encoded
 
-METHODS = frozenset({"full", "lora"})
+METHODS = frozenset({"full", *ADAPTERS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +75,24 @@ def load_model(folder: Path, *, device: str | None = None) -> TunedLanguageModel
     """
     import torch
 
-    from finesmith.models.adapter_files import load_adapter
+    from finesmith.models.adapter_files import require_base, wear
     from finesmith.models.load import find, load_tokenizer
     from finesmith.models.reload import find_tokenizer
     from finesmith.train.devices import choose
     from finesmith.workflows.setup import longest_sequence
 
-    about, task = _about(folder)
-    adapted = about["method"] == "lora"
+    about, task = read_about(folder)
+    adapted = about["method"] in ADAPTERS
     base = find(about["base"], about["revision"]) if adapted else find(str(folder))
     tokenizer = load_tokenizer(find_tokenizer(folder), template=task.speaks)
     if about["max_length"] > longest_sequence(base, tokenizer):
         raise damaged(folder / "finesmith.json", "max_length", about["max_length"])
+    if adapted:
+        require_base(base, about.get("base_sha256"), folder)
     how: Any = {"seed": 0, "dtype": torch.float32, "device": device or choose("auto").device}
     network, report = task.load(base, tokenizer, **how)
     if adapted:
-        network.module = load_adapter(network.classifier, folder)
+        wear(network, folder)
     elif lacking := report.missing + report.new:
         raise ModelError(f"{folder} lacks the weights {', '.join(lacking[:3])}; the folder is damaged")
     network.module.eval()
@@ -107,7 +109,7 @@ def load_model(folder: Path, *, device: str | None = None) -> TunedLanguageModel
     )
 
 
-def _about(folder: Path) -> tuple[dict[str, Any], LanguageTask]:
+def read_about(folder: Path) -> tuple[dict[str, Any], LanguageTask]:
     """Return what `finesmith.json` of a model folder holds, and its task.
 
     Raises RunError when it is missing, or a value is not of the kind that finesmith writes.
@@ -122,8 +124,9 @@ def _about(folder: Path) -> tuple[dict[str, Any], LanguageTask]:
             raise damaged(path, key, about.get(key))
     if about["method"] not in METHODS:
         raise damaged(path, "method", about["method"])
-    if not (about.get("revision") is None or isinstance(about["revision"], str)):
-        raise damaged(path, "revision", about["revision"])
+    for key in ("revision", "base_sha256"):
+        if not (about.get(key) is None or isinstance(about[key], str)):
+            raise damaged(path, key, about[key])
     if not 0 < about["max_length"] <= LONGEST:
         raise damaged(path, "max_length", about["max_length"])
     known = {field.name for field in fields(Reading)}
@@ -189,7 +192,7 @@ def evaluate(
     encoding: str | None,
     progress: Progress | None,
 ) -> dict[str, Any]:
-    """Score a run's model on other rows; return scores with intervals, and keep them in the run folder."""
+    """Score a model on other rows; return scores with intervals, kept in the run folder if there is one."""
     from finesmith.evaluate.paired import interval
 
     _refuse_pairs(model, text_pair)
@@ -208,11 +211,7 @@ def evaluate(
         "scores": {name: None if score is None else asdict(score) for name, score in scores.items()},
         "details": model.task.details(corpus, outcome),
     }
-    run = Run(Path(folder))
-    try:
-        run.write_json(f"evaluations/{Path(source).name}-{corpus.origins[0].sha256[:8]}.json", result)
-    finally:
-        run.close()
+    keep_evaluation(folder, f"{Path(source).name}-{corpus.origins[0].sha256[:8]}", result)
     return result
 
 

@@ -55,7 +55,7 @@ def begin(
     base = find(recipe.model.base, recipe.model.revision)
     tokenizer = load_tokenizer(base, template=tasks.language_task(recipe.task).speaks)
     require_known(base, tokenizer)
-    data = gather(recipe, run, tokenizer, longest=longest_sequence(base, tokenizer))
+    data = gather(recipe, run, tokenizer, longest=longest_sequence(base, tokenizer, recipe))
     if reason is not None:
         data.why["task"] = reason
     enter(run, "model", earlier)
@@ -72,6 +72,7 @@ def resolve(recipe: Recipe, data: Gathered, setup: Setup) -> Recipe:
         "train.micro_batch_size": setup.micro_batch_size,
         "train.epochs": setup.epochs,
         "train.evaluations": setup.evaluations,
+        **setup.adapter,
         **{f"data.{role}": name for role, name in data.summary["columns"].items()},
         **{key: value for key, (value, _) in data.task.settled.items()},
     }
