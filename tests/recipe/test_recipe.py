@@ -123,6 +123,9 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "data.clean.lemmatise": st.sampled_from(["en", "es", "no", "on"]),
     "data.overlap": st.integers(0, 10**6),
     "mask.rate": open_unit,
+    "contrast.temperature": share(0, 10, exclude_min=True),
+    "contrast.margin": share(0, 2, exclude_min=True),
+    "contrast.widths": st.lists(st.integers(1, 4096), min_size=1, max_size=5),
     "model.dropout": half_open,
     "method.lora": lora,
     "method.layer_decay": share(exclude_min=True),
@@ -158,6 +161,7 @@ CLASH = (
     "reads too",
     "different columns",
     "at most train.batch_size",
+    "is told from the others",
     "does not have",
     "would move",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from jobs import PLAIN, with_values
 HERE = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 THERE = ("red", "blue", "green", "refund", "order", "late", "card", "bank")
 OTHERS = tuple(word for word in PLAIN if word not in (*HERE, *THERE))
+COLOURS, THINGS = ("red", "blue", "green"), ("film", "story", "card", "app", "plot", "scene")
+EXTRA = ("really", "very", "not", "and", "but", "this", "that", "bank", "order", "music", "acting", "late", "warm")
 NAMES = {"PER": ("anna", "bruno", "clara"), "LOC": ("rome", "oslo", "lima")}
 
 
@@ -71,3 +74,19 @@ def language_plan(task: str, data: Path | str, model: Path | str, cache: Path | 
         "output": {"cache": str(cache)},
     }
     return with_values(tree, {key.replace("__", "."): value for key, value in values.items()})
+
+
+def conversations(count: int = 90, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Return rows whose answers tell the colour of what was asked for."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        colour, thing = draw.choice(COLOURS), draw.choice(THINGS)
+        asked = f"{' '.join(draw.choices(EXTRA, k=draw.randint(4, 7)))} the {thing} is {colour}"
+        rows.append({"prompt": asked, "response": f"{colour} {thing}"})
+    return rows
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    return path

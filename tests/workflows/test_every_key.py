@@ -18,6 +18,7 @@ from finesmith.errors import FinesmithError, RecipeError
 from finesmith.recipe import from_dict
 from finesmith.recipe.keys import LORA_OPTIONS, keys
 from finesmith.workflows.tune import tune
+from tiny import write_tiny_llama
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,12 @@ MASKED = {"task": "masked-text", "data.text": REMOVED, "data.label": REMOVED, "e
 RELATED = {"task": "embeddings", "data.text": "anchor", "data.text_pair": "positive", "data.label": REMOVED,
            "evaluate.baselines": REMOVED}  # fmt: skip
 TRIPLETS = {**RELATED, "data.negative": "negative"}
+TALKS = {"task": "instruct", "data.text": REMOVED, "data.label": REMOVED, "evaluate.baselines": ["nearest"],
+         "model.base": "tiny-llama", "model.dropout": REMOVED, "evaluate.generated_rows": 4,
+         "generation.max_new_tokens": 6}  # fmt: skip
+ASKED = {**TALKS, "data.prompt": "asked", "data.completion": "said"}
+BROKEN = {**TALKS, "data.messages": "broken", "data.malformed": "drop"}
+SAMPLED = {**TALKS, "generation.strategy": "sample"}
 NO_LEARNING = {"train.learning_rate": 0.9, "train.epochs": 8, "train.schedule": "constant"}
 ELSEWHERE = {"output.dir", "output.cache", "model.revision"}
 
@@ -89,6 +96,25 @@ CASES = [
     Case("method.pooling", "cls", ("model.json", WEIGHTS), "triplets", RELATED),
     Case("method.freeze_layers", 1, ("model.json", WEIGHTS), "triplets", RELATED),
     Case("method.layer_decay", 0.5, ("events.jsonl", WEIGHTS), "triplets", RELATED),
+    Case("data.messages", "other", ("data.json", PREDICTIONS), "talks", TALKS),
+    Case("data.prompt", "reply", (PREDICTIONS, WEIGHTS), "talks", ASKED),
+    Case("data.completion", "reply", (PREDICTIONS, WEIGHTS), "talks", ASKED),
+    Case("data.malformed", "stop", (), "talks", BROKEN, "ends with a turn of the user"),
+    Case("text.template", "alpaca", ("model/chat_template.jinja", WEIGHTS), "talks", TALKS),
+    Case("text.loss", "all", (WEIGHTS,), "talks", TALKS),
+    Case("text.loss", "last", (WEIGHTS, "scores.json"), "talks", TALKS),
+    Case("text.too_long", "shorten", ("data.json", WEIGHTS), "talks", {**TALKS, "data.max_length": 24}),
+    Case("text.too_long", "stop", (), "talks", {**TALKS, "data.max_length": 24}, "more than 24 tokens"),
+    Case("generation.strategy", "sample", (PREDICTIONS,), "talks", TALKS),
+    Case("generation.strategy", "beam", ("model/generation_config.json",), "talks", TALKS),
+    Case("generation.max_new_tokens", 3, (PREDICTIONS,), "talks", TALKS),
+    Case("generation.temperature", 0.01, (PREDICTIONS,), "talks", SAMPLED),
+    Case("generation.top_k", 1, (PREDICTIONS,), "talks", SAMPLED),
+    Case("generation.top_p", 0.01, (PREDICTIONS,), "talks", SAMPLED),
+    Case("generation.beams", 2, ("model/generation_config.json",), "talks", {**TALKS, "generation.strategy": "beam"}),
+    Case("generation.stop", ["a", "e", "i", "o", "u"], (PREDICTIONS,), "talks", TALKS),
+    Case("evaluate.shots", 1, ("baselines.json",), "talks", {**TALKS, "evaluate.baselines": ["few_shot"]}),
+    Case("evaluate.generated_rows", 3, (PREDICTIONS, "verdict.json"), "talks", TALKS),
     Case("data.domain_words", 3, ("data.json", WEIGHTS), "faulty"),
     Case("data.domain_words", ["moviegoer"], ("data.json", WEIGHTS)),
     audit("empty", "keep"),
@@ -226,6 +252,7 @@ class Jobs:
         self.folder, self.model, self.done = folder, model, dict[str, tuple[Path, str]]()
         self.files = {name: make(folder / f"{name}.csv") for name, make in DATA.items()}
         other_weights(model, folder / "other-model")
+        write_tiny_llama(folder / "tiny-llama")
 
     def tree(self, data: str, given: Mapping[str, Any]) -> dict[str, Any]:
         tree = plan(self.files[data], self.model, self.folder / "cache")
@@ -325,6 +352,20 @@ def notes(path: Path) -> Path:
     return path
 
 
+def talks(path: Path) -> Path:
+    """Write conversations in several columns, one of which has a row that is none."""
+    rows = []
+    for number, ((text, label), (reply, _)) in enumerate(zip(reviews(60), reviews(60, seed=9), strict=True)):
+        turns = [{"role": "user", "content": text}, {"role": "assistant", "content": label}]
+        more = [{"role": "user", "content": reply}, {"role": "assistant", "content": "thanks"}]
+        row = {"messages": turns + more * (number % 4 == 0), "asked": text, "said": label, "reply": reply}
+        row |= {"other": more + turns, "broken": turns[:1] if number == 5 else turns}
+        rows.append(json.dumps(row))
+    path = path.with_suffix(".jsonl")
+    path.write_text("\n".join(rows), "utf-8")
+    return path
+
+
 DATA: dict[str, Callable[[Path], Path]] = {
     "reviews": lambda path: write_csv(path, reviews(100)),
     "other": lambda path: write_csv(path, reviews(60, seed=3)),
@@ -337,6 +378,7 @@ DATA: dict[str, Callable[[Path], Path]] = {
     "overlapping": overlapping,
     "notes": notes,
     "triplets": lambda path: write_csv(path, triplets(90), ("anchor", "positive", "negative")),
+    "talks": talks,
 }
 
 

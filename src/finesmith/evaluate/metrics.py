@@ -33,7 +33,8 @@ METRICS: dict[Kind, tuple[str, ...]] = {
 # Of words and texts, each from sums over rows: `measurement` says how.
 MEASURED = (
     "span_f1", "span_precision", "span_recall", "token_accuracy", "bits_per_byte", "perplexity", "pseudo_perplexity",
-    "final_number_match", "exact_match", "rouge_l", "chrf", "ndcg@10", "accuracy@1", "recall@10", "mrr", "map",
+    "final_number_match", "exact_match", "normalised_match", "rouge_1", "rouge_2", "rouge_l", "chrf", "bleu",
+    "ndcg@10", "accuracy@1", "recall@10", "mrr", "map",
 )  # fmt: skip
 
 HIGHER_IS_BETTER: dict[str, bool] = {
@@ -60,8 +61,12 @@ HIGHER_IS_BETTER: dict[str, bool] = {
     "pseudo_perplexity": False,
     "final_number_match": True,
     "exact_match": True,
+    "normalised_match": True,
+    "rouge_1": True,
+    "rouge_2": True,
     "rouge_l": True,
     "chrf": True,
+    "bleu": True,
     "ndcg@10": True,
     "accuracy@1": True,
     "recall@10": True,
@@ -93,8 +98,12 @@ DISPLAY_NAMES: dict[str, str] = {
     "pseudo_perplexity": "pseudo-perplexity",
     "final_number_match": "final-number match",
     "exact_match": "exact match",
+    "normalised_match": "match but for case and punctuation",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
     "rouge_l": "ROUGE-L",
     "chrf": "chrF",
+    "bleu": "BLEU",
     "ndcg@10": "nDCG@10",
     "accuracy@1": "accuracy@1",
     "recall@10": "recall@10",

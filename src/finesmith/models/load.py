@@ -153,8 +153,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a base model.
+def load_tokenizer(base: Base, *, template: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a base model; with `template` it keeps the chat template that came with it.
 
     Raises ModelError where there is none or it cannot be read.
     """
@@ -170,9 +170,10 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
         if type(error).__name__ != "PanicException":
             raise
         raise ModelError(_cannot_load(base, "tokenizer", ValueError(str(error)))) from error
-    # Neither is used here, and neither goes into the tuned model: code of its own, and templates that are programs.
+    # Code of its own is never used; templates are programs, and go into the tuned model only where they are used.
     tokenizer.init_kwargs.pop("auto_map", None)
-    tokenizer.chat_template = None
+    if not template:
+        tokenizer.chat_template = None
     # Without files transformers makes a tokenizer of special tokens alone, to which all text is unknown.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise ModelError(_cannot_load(base, "tokenizer", ValueError("no vocabulary was found")))

@@ -94,6 +94,21 @@ _IDLE = (
     _Idle(
         "data.test_fraction", "data.test", lambda r: r.data.test is not None, "split rows off by leaving data.test out"
     ),
+    *(
+        _Idle(
+            f"generation.{key}",
+            "generation.strategy",
+            lambda r, kind=kind: r.generation.strategy != kind,  # type: ignore[misc]
+            f"set generation.strategy: {kind}",
+        )
+        for key, kind in (("temperature", "sample"), ("top_k", "sample"), ("top_p", "sample"), ("beams", "beam"))
+    ),
+    _Idle(
+        "evaluate.shots",
+        "evaluate.baselines",
+        lambda r: tuple(r.evaluate.baselines) != USUAL_BASELINES and "few_shot" not in r.evaluate.baselines,
+        "add few_shot to evaluate.baselines",
+    ),
     *(_Idle(key, "task", _task(task), "set another task") for task, unread in UNREAD.items() for key in unread),
 )
 
@@ -102,7 +117,7 @@ FEWEST_IN_BATCH = 4
 
 _ALL = (*_IDLE, *(_Idle(key, "task", _not_task(*tasks), f"set task: {tasks[0]}") for key, tasks in READ_BY.items()))
 
-_COLUMNS = ("text", "text_pair", "negative", "label", "group", "split")
+_COLUMNS = ("text", "text_pair", "negative", "label", "group", "split", "messages", "prompt", "completion")
 
 
 def conflicts(recipe: Recipe) -> Iterator[Conflict]:
@@ -177,6 +192,18 @@ def _embedding_conflicts(recipe: Recipe) -> Iterator[Conflict]:
 
 
 def _data_conflicts(data: Data) -> Iterator[Conflict]:
+    if data.messages is not None and (data.prompt is not None or data.completion is not None):
+        yield Conflict(
+            ("data.messages", "data.prompt", "data.completion"),
+            f"data.messages is {show(data.messages)}, but data.prompt or data.completion is named too; a row holds "
+            "turns or a prompt and its answer: keep one of the two",
+        )
+    if (data.prompt is None) != (data.completion is None):
+        one, other = ("prompt", "completion") if data.completion is None else ("completion", "prompt")
+        yield Conflict(
+            (f"data.{one}", f"data.{other}"),
+            f"data.{one} is {show(data.prompt or data.completion)} but data.{other} is not named; name both",
+        )
     for given, sources in (("validation", data.validation), ("test", data.test)):
         if sources is not None and data.split is not None:
             yield Conflict(

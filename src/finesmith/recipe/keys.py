@@ -95,6 +95,8 @@ SECTION_KEY = {
     "guards": "guards.early_stopping",
     "evaluate": "evaluate.metric",
     "output": "output.dir",
+    "text": "data.text",
+    "generation": "generation.max_new_tokens",
 }
 
 

@@ -9,6 +9,7 @@ BASELINES: Mapping[str, tuple[str, ...]] = {
     "token-classification": ("majority", "word_tag"),
     "causal-text": ("base", "ngram"),
     "masked-text": ("base", "unigram"),
+    "instruct": ("base", "few_shot", "nearest", "frequent"),
     "embeddings": ("base", "tfidf"),
 }
 LANGUAGE = frozenset(BASELINES)
@@ -25,6 +26,13 @@ _OF_ROWS = (
     "data.label", "data.audit.conflicting_labels", "data.audit.group_leakage", "data.audit.length",
     "data.audit.truncation",
 )  # fmt: skip
+# What is said of one text and its label.
+_OF_ANSWERS = (
+    "data.text", "data.label", "data.audit.group_leakage", "data.audit.length", "data.audit.truncation",
+)  # fmt: skip
+# Tasks whose answers are written texts, and those of them that read conversations.
+WRITTEN = ("instruct",)
+TALKS = ("instruct",)
 _OF_RELATED = (
     "data.text_pair",
     "data.audit.missing_labels",
@@ -37,6 +45,7 @@ UNREAD: Mapping[str, tuple[str, ...]] = {
     "token-classification": _UNREAD,
     "causal-text": (*_UNREAD, *_OF_ROWS),
     "masked-text": (*_UNREAD, *_OF_ROWS),
+    "instruct": (*_UNREAD, *_OF_ANSWERS),
     "embeddings": tuple(key for key in _UNREAD if key not in _OF_RELATED),
 }
 # Keys that these tasks alone read.
@@ -45,6 +54,14 @@ READ_BY: Mapping[str, tuple[str, ...]] = {
     "data.overlap": ("causal-text", "masked-text"),
     "mask.rate": ("masked-text",),
     "mask.whole_words": ("masked-text",),
+    **dict.fromkeys(("data.messages", "data.prompt", "data.completion", "data.malformed"), TALKS),
+    **dict.fromkeys(
+        ("text.template", "text.loss", "text.too_long", "evaluate.shots", "evaluate.generated_rows"), WRITTEN
+    ),
+    **{
+        f"generation.{key}": WRITTEN
+        for key in ("strategy", "max_new_tokens", "temperature", "top_k", "top_p", "beams", "stop")
+    },
     "data.negative": ("embeddings",),
     "contrast.loss": ("embeddings",),
     "contrast.temperature": ("embeddings",),

@@ -22,7 +22,10 @@ def _known_encoding(value: str) -> str:
 
 
 # A task is a file: its name is known from the folder, without importing it.
-_NO_TASKS = {"__init__", "protocol", "language", "documents", "losses", "contrastive", "encoded_texts", "preferences"}
+_NO_TASKS = {
+    "__init__", "protocol", "language", "documents", "dialogues", "answers", "answer_rivals", "answer_scores",
+    "writing", "losses", "contrastive", "encoded_texts", "preferences",
+}  # fmt: skip
 _FILES_OF_TASKS = (Path(__file__).parent.parent / "tasks").glob("*.py")
 TASKS = ("auto", *sorted(f.stem.replace("_", "-") for f in _FILES_OF_TASKS if f.stem not in _NO_TASKS))
 
@@ -57,7 +60,10 @@ Sources = Text | Annotated[list[Text], Field(min_length=1)]
 KeepDropStop = Literal["keep", "drop", "stop"]
 KeepStop = Literal["keep", "stop"]
 AnyAction = Literal["keep", "drop", "fix", "stop"]
-Baseline = Literal["majority", "tfidf", "features", "zero_shot", "word_tag", "base", "ngram", "unigram"]
+Baseline = Literal[
+    "majority", "tfidf", "features", "zero_shot", "word_tag", "base", "ngram", "unigram", "few_shot", "nearest",
+    "frequent",
+]  # fmt: skip
 # What every recipe without a list means: the baselines of the task at hand, which for classes and numbers are these.
 USUAL_BASELINES = ("majority", "tfidf", "features", "zero_shot")
 
@@ -213,6 +219,26 @@ class Data(Section):
         description="Tokens of a document that a following sequence is given again, as context. For causal-text and "
         "masked-text.",
     )
+    messages: Column | None = Field(
+        default=None,
+        description="Column of the turns of a conversation; null finds it by names. For instruct.",
+        json_schema_extra=_COLUMN,
+    )
+    prompt: Column | None = Field(
+        default=None,
+        description="Column of what is asked, with data.completion; null finds it by names. For instruct.",
+        json_schema_extra=_COLUMN,
+    )
+    completion: Column | None = Field(
+        default=None,
+        description="Column of the answers, with data.prompt; null finds it by names. For instruct.",
+        json_schema_extra=_COLUMN,
+    )
+    malformed: Literal["stop", "drop"] = Field(
+        default="stop",
+        description="Rows that are no conversation (a role is missing, a turn is empty, ...), or that the chat "
+        "template refuses: stop and name them, or drop and count them. For instruct.",
+    )
     domain_words: Annotated[int, Field(ge=0), BeforeValidator(whole_number)] | list[Text] = Field(
         default=0,
         description="Add words to the vocabulary: so many of the frequent ones that the tokenizer breaks most, or "
@@ -227,6 +253,58 @@ class Mask(Section):
 
     rate: Rate = Field(default=0.15, description="Share of the words that is masked; drawn anew in every epoch.")
     whole_words: Bool = Field(default=True, description="Mask words whole, or each of their pieces by itself.")
+
+
+class TextLayout(Section):
+    """How a conversation becomes the text that a model reads: the task instruct."""
+
+    template: Literal["auto", "own", "chatml", "alpaca", "inst", "plain"] = Field(
+        default="auto",
+        description="Chat template: the tokenizer's own or a named one, which is saved with the model; auto takes the "
+        "tokenizer's own, and plain where it has none.",
+    )
+    loss: Literal["answers", "last", "all"] = Field(
+        default="answers",
+        description="What is learnt: every answer of the assistant, the last one, or every token; scores are of "
+        "answers always.",
+    )
+    too_long: Literal["drop", "shorten", "stop"] = Field(
+        default="drop",
+        description="Conversations longer than data.max_length: drop and count them, cut the beginning of the prompt "
+        "(and drop where the answers alone do not fit), or stop. An answer is never cut.",
+    )
+
+
+class Generation(Section):
+    """How answers are written, in evaluation and by the saved model: the task instruct."""
+
+    strategy: Literal["greedy", "sample", "beam"] = Field(
+        default="greedy", description="Take the likeliest token, draw one, or search with beams."
+    )
+    max_new_tokens: Count | None = Field(
+        default=None,
+        description="Longest answer in tokens; null takes the length that 99 percent of the training answers stay "
+        "under.",
+    )
+    temperature: Annotated[float, BeforeValidator(number), Field(gt=0, le=100)] | None = Field(
+        default=None,
+        description="Divides the logits before one is drawn; null is 1. For strategy sample.",
+        json_schema_extra=_accepts("a number above 0, at most 100, or null"),
+    )
+    top_k: Count | None = Field(default=None, description="Draw among so many likeliest tokens. For strategy sample.")
+    top_p: Annotated[float, BeforeValidator(number), Field(gt=0, le=1)] | None = Field(
+        default=None,
+        description="Draw among the likeliest tokens that hold so much of the probability. For strategy sample.",
+        json_schema_extra=_accepts("a number above 0, at most 1, or null"),
+    )
+    beams: Annotated[int, Field(ge=2), BeforeValidator(whole_number)] | None = Field(
+        default=None, description="How many beams; null is 4. For strategy beam."
+    )
+    stop: list[Text] = Field(
+        default_factory=list,
+        description="Texts that end an answer, besides the chat template's stop token.",
+        json_schema_extra={**_accepts("a list of texts"), "default": []},
+    )
 
 
 class Contrast(Section):
@@ -369,8 +447,16 @@ class Evaluate(Section):
         default_factory=lambda: list(USUAL_BASELINES),  # type: ignore[arg-type]
         description="Simpler methods that the tuned model has to beat. Tasks that answer for every token put all of "
         "their own in place of this list: token-classification majority and word_tag, causal-text base and ngram, "
-        "masked-text base and unigram, embeddings base and tfidf.",
+        "masked-text base and unigram, embeddings base and tfidf, instruct base, few_shot, nearest and frequent.",
         json_schema_extra={"default": list(USUAL_BASELINES)},
+    )
+    shots: Count = Field(
+        default=3, description="Training examples in the prompt of the baseline few_shot. For instruct."
+    )
+    generated_rows: Annotated[int, Field(ge=2), BeforeValidator(whole_number)] = Field(
+        default=500,
+        description="At most so many test rows are answered in writing, and a fifth as many (20 at least) of "
+        "validation. For instruct.",
     )
     bootstrap_samples: Whole = Field(
         default=2000, ge=100, le=1_000_000, description="Resamples of the test rows behind each 95 percent interval."
@@ -421,6 +507,8 @@ class Recipe(Section):
     )
     data: Data
     mask: Mask = Field(default_factory=Mask)
+    text: TextLayout = Field(default_factory=TextLayout)
+    generation: Generation = Field(default_factory=Generation)
     contrast: Contrast = Field(default_factory=Contrast)
     model: Model = Field(default_factory=Model)
     method: Method = Field(default_factory=Method)

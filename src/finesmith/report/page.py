@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finesmith.discreet import discreet
-from finesmith.report import charts, curves, mistakes, sections
+from finesmith.report import answers, charts, curves, mistakes, sections
 from finesmith.report.folder import RunFolder, items, mapping, read, records
 from finesmith.report.format import (
     LOWER_IS_BETTER,
@@ -57,6 +57,7 @@ FILES = {
     "predictions/train.parquet": "predictions on train",
     "predictions/validation.parquet": "predictions on validation",
     "predictions/test.parquet": "predictions on test",
+    "predictions/baselines.parquet": "answers that the simpler methods wrote on test",
 }
 
 
@@ -93,7 +94,8 @@ def render(folder: RunFolder) -> str:
     style = (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
     wrong, unread = mistakes.find(folder, sections.class_names(folder))
-    problems = [*folder.problems, *([unread] if unread else [])]
+    written, unheard = answers.find(folder)
+    problems = [*folder.problems, *filter(None, (unread, unheard))]
     return environment.get_template("report.html").render(
         style=Markup(style),
         style_digest=Markup(digest),
@@ -113,6 +115,7 @@ def render(folder: RunFolder) -> str:
         classes=sections.per_class(folder),
         calibration=sections.calibration(folder),
         mistakes=_mistakes(wrong, given=len(sections.class_names(folder)) > 2),
+        answers=written,
         gap=curves.gap(folder),
         next=_next(folder),
         made=made(folder),

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 
 # Files beside the tasks: what a task must be able to do, and losses that several share.
-NO_TASKS = frozenset({"protocol", "language", "documents", "losses", "contrastive", "encoded_texts", "preferences"})
+NO_TASKS = frozenset(
+    {
+        "protocol", "language", "documents", "dialogues", "answers", "answer_rivals", "answer_scores", "writing",
+        "losses", "contrastive", "encoded_texts", "preferences",
+    }
+)  # fmt: skip
 
 
 def names() -> list[str]:

@@ -46,10 +46,10 @@ LOSSES: Mapping[Kind, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Embeddings(LanguageTask):
-    """Texts that belong together. rows: what told so in training; choices: how it was learnt."""
+    """Texts that belong together. rows: what told so in training; contrast: how it was learnt."""
 
     rows: Kind
-    choices: Contrast
+    contrast: Contrast
 
     name: ClassVar[str] = "embeddings"
     unit: ClassVar[str] = "rows"
@@ -123,17 +123,17 @@ class Embeddings(LanguageTask):
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Embeddings:
         """Rebuild the task from `state`."""
-        rows, chosen = state["rows"], dict(state["choices"])
+        rows, chosen = state["rows"], dict(state["contrast"])
         if rows not in LOSSES or chosen["pooling"] not in ("auto", "mean", "cls", "last"):
             raise ValueError(rows)
         return cls(rows, Contrast(**{**chosen, "widths": tuple(int(width) for width in chosen["widths"])}))
 
     @property
     def state(self) -> dict[str, Any]:
-        """What the rows were, and the choices."""
+        """What the rows were, and how it was learnt."""
         from dataclasses import asdict
 
-        return {"name": self.name, "rows": self.rows, "choices": asdict(self.choices)}
+        return {"name": self.name, "rows": self.rows, "contrast": asdict(self.contrast)}
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -164,11 +164,11 @@ class Embeddings(LanguageTask):
         from finesmith.models.language import load_encoder
 
         network, report = load_encoder(
-            base, tokenizer, pooling=self.choices.pooling, seed=seed, dropout=dropout, attention=attention,
+            base, tokenizer, pooling=self.contrast.pooling, seed=seed, dropout=dropout, attention=attention,
             dtype=dtype, device=device,
         )  # fmt: skip
         width = network.classifier.config.get_text_config().hidden_size
-        if wrong := [each for each in self.choices.widths if each > width]:
+        if wrong := [each for each in self.contrast.widths if each > width]:
             raise UserError(f"contrast.widths holds {wrong[0]}, but {base.name} makes {width} numbers; expected fewer")
         return network, report
 
@@ -271,7 +271,7 @@ class Embeddings(LanguageTask):
     def _summed(self, vectors: torch.Tensor, answers: torch.Tensor, ids: torch.Tensor) -> Summed:
         from finesmith.tasks import contrastive
 
-        chosen = self.choices
+        chosen = self.contrast
 
         def labelled(parts: Sequence[torch.Tensor]) -> Summed:
             return contrastive.supervised_contrastive_loss(parts[0], answers, temperature=chosen.temperature)
@@ -319,7 +319,7 @@ class Embeddings(LanguageTask):
         if (self.rows == "labelled") != (detail.pairs is None) or not len(encoded.rows):
             return None
         try:
-            batches = detail.batches(self.choices.batch_size, 0, 0)
+            batches = detail.batches(self.contrast.batch_size, 0, 0)
         except DataError:
             batches = (np.arange(len(encoded.rows)),)
         total, units = 0.0, 0
@@ -397,7 +397,7 @@ class Embeddings(LanguageTask):
         from finesmith.evaluate.search import measure
 
         search, widths = _search(corpus), []
-        for width in sorted(self.choices.widths):
+        for width in sorted(self.contrast.widths):
             cut = outcome.answers[:, :width]
             widths.append({"width": width, **{n: m.value for n, m in measure(search, _unit(cut)).items()}})
         told = {"queries": len(search.queries), "documents": len(search.documents), "rows": search.rows}
@@ -436,7 +436,7 @@ def _laid_out(
         content=rows,
         parts=rows.texts if len(rows.texts) > 1 else None,
         strata=[""] * len(rows) if rows.labels is None else [label or "" for label in rows.labels],
-        left_out={"pairs of equal texts": rows.identical} if rows.identical else {},
+        lost={"pairs of equal texts": rows.identical} if rows.identical else {},
     )
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from finesmith.models.load import Base, LoadReport
     from finesmith.models.token_heads import Kind
     from finesmith.train.step import Backward
-    from finesmith.types import Batch
+    from finesmith.types import Batch, Split
 
     # What the model ends in: a head of words or labels, or nothing.
     Head = Kind | Literal["embedding"]
@@ -55,8 +55,37 @@ class Reading:
     text: str | None = None
     label: str | None = None
     separator: str | None = None
+    messages: str | None = None
+    prompt: str | None = None
+    completion: str | None = None
+    malformed: str | None = None
     text_pair: str | None = None
     negative: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """How conversations are laid out for a model, and how it answers them.
+
+    template: auto, own or a named chat template; loss, too_long and malformed: as the recipe says; max_new_tokens: None
+    until the training answers told it; stop: texts that end an answer; shots: examples in the prompt of a baseline;
+    rows: at most so many test rows are answered in writing; seed: what draws hang on.
+    """
+
+    template: str = "auto"
+    loss: Literal["answers", "last", "all"] = "answers"
+    too_long: Literal["drop", "shorten", "stop"] = "drop"
+    malformed: str = "stop"
+    max_new_tokens: int | None = None
+    strategy: Literal["greedy", "sample", "beam"] = "greedy"
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    beams: int | None = None
+    stop: tuple[str, ...] = ()
+    shots: int = 3
+    rows: int = 500
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +105,13 @@ class Contrast:
 @dataclass(frozen=True, slots=True)
 class Choices:
     """What the recipe says of tokens: overlap of sequences cut from a document; the share of words that is masked, and
-    whether words are masked whole; and what it says of embeddings.
+    whether words are masked whole; how conversations are laid out and answered; and what it says of embeddings.
     """
 
     overlap: int = 0
     mask_rate: float = 0.15
     whole_words: bool = True
+    speech: Speech = Speech()
     contrast: Contrast = Contrast()
 
 
@@ -92,9 +122,10 @@ class Corpus:
     texts: as copies are looked for, and people read them; labels: what equal texts may disagree about, None for one
     that is missing, or where the text is all there is; groups: rows with the same name stay in one split, None where
     every row is for itself; where: the place of each row; origins: the files; columns: which columns were read, by
-    role; notes: what was found and mended; content: the same rows as the task reads them; parts: the columns of texts,
-    by role, where a row has more than one and each is a sequence by itself; strata: what every split is to have its
-    share of, by rows, None where shares are of characters; left_out: rows that were read and are not here, by reason.
+    role; notes: what was found and mended; content: the same rows as the task reads them; answers: what stands beside
+    each text and is looked at with it, but not compared as copies; parts: the columns of texts, by role, where a row
+    has more than one and each is a sequence by itself; strata: what every split is to have its share of, by rows, None
+    where shares are of characters; lost: rows of the files that are not here, counted by reason.
     """
 
     texts: Sequence[str]
@@ -105,9 +136,10 @@ class Corpus:
     columns: Mapping[str, str]
     notes: Sequence[str]
     content: Any
+    answers: Sequence[str] | None = None
     parts: Mapping[str, Sequence[str]] | None = None
     strata: Sequence[str] | None = None
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    lost: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -116,6 +148,21 @@ class Corpus:
     def columns_of_texts(self) -> Mapping[str, Sequence[str]]:
         """The texts as columns, by role."""
         return self.parts or {"text": self.texts}
+
+
+@dataclass(frozen=True, slots=True)
+class LaidOut:
+    """Rows that the model can read, as tokens in their content.
+
+    kept: int64 [N], the places they had before; lost: how many could not be kept, by reason; notes: what was cut;
+    choices: those of the recipe with what was open in them settled.
+    """
+
+    corpus: Corpus
+    kept: Ints
+    lost: Mapping[str, int]
+    notes: Sequence[str]
+    choices: Choices
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +222,8 @@ class LanguageTask(ABC):
     audits: ClassVar[frozenset[str]]
     # The longest sequence in tokens where the recipe leaves it open, None where the data alone decide.
     usual_length: ClassVar[int | None]
+    # Whether the tokenizer's chat template is read, and saved with the model.
+    speaks: ClassVar[bool] = False
     # Whether rows to predict may have a second text.
     reads_pairs: ClassVar[bool] = False
     # What a split that keeps groups together promises.
@@ -207,6 +256,17 @@ class LanguageTask(ABC):
         """Return the rows at `positions`, in that order."""
 
     @classmethod
+    def lay_out(
+        cls, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, choices: Choices, max_length: int
+    ) -> LaidOut | None:
+        """Return the rows that a model can read where only their tokens tell; by default None: all of them.
+
+        Raises DataError where rows cannot be read and are not to be dropped.
+        """
+        del corpus, tokenizer, choices, max_length
+        return None
+
+    @classmethod
     @abstractmethod
     def learn(cls, train: Corpus, choices: Choices) -> LanguageTask:
         """Learn from the training rows what the task needs.
@@ -228,6 +288,26 @@ class LanguageTask(ABC):
     @abstractmethod
     def metrics(self) -> tuple[str, ...]:
         """By what it is measured; the first one decides unless the recipe names another."""
+
+    @property
+    def selecting(self) -> str | None:
+        """The metric by which the best step is chosen where it is not the one that decides; cheap, and of `predict`."""
+        return None
+
+    @property
+    def choices(self) -> Choices:
+        """What rows are laid out by; by default what a recipe leaves open, for tasks that lay none out."""
+        return Choices()
+
+    @property
+    def settled(self) -> Mapping[str, tuple[Any, str]]:
+        """The recipe's keys that the task settled, each with its value and the reason."""
+        return {}
+
+    @property
+    def why_metric(self) -> str:
+        """Why the first metric is the one that decides."""
+        return f"the default of {self.name}"
 
     @property
     @abstractmethod
@@ -324,10 +404,26 @@ class LanguageTask(ABC):
     def predict(self, network: Any, encoded: Encoded, progress: Progress | None = None) -> Outcome:
         """Run a network over the rows."""
 
+    def narrow(self, encoded: Encoded, split: Split | Literal["proof"]) -> Encoded:
+        """Return rows of a split, or of the proof that the saved network is the evaluated one, with those marked that
+        are answered at length: by default as they are.
+        """
+        del split
+        return encoded
+
+    def answer(self, network: Any, encoded: Encoded, progress: Progress | None = None) -> Outcome:
+        """Run a network over the rows as it is used, not only as it is trained: by default the same."""
+        return self.predict(network, encoded, progress)
+
     def proof(self, outcome: Outcome) -> Floats:
         """Return numbers by which a network that was saved and loaded again shows that it is the same."""
         assert outcome.log_probabilities is not None
         return outcome.log_probabilities
+
+    def differs(self, before: Outcome, after: Outcome) -> str | None:
+        """Say how a saved network's answers differ from the evaluated one's beyond `proof`; by default None."""
+        del before, after
+        return None
 
     def save(self, network: Any, folder: Path, max_length: int) -> None:
         """Write a network that was trained whole in the form that plain libraries load."""
@@ -336,9 +432,16 @@ class LanguageTask(ABC):
         del max_length
         save_classifier(network, folder)
 
+    def complete(self, network: Any, folder: Path) -> None:
+        """Write what other programs need beside the weights into a saved folder: by default nothing more."""
+        del network, folder
+
     @abstractmethod
     def fit_baseline(self, name: str, train: Corpus, encoded: Encoded, base: Callable[[], Any]) -> Baseline:
-        """Fit a baseline of `baselines` on the training rows and their tokens; `base` loads the untuned model, once."""
+        """Fit a baseline of `baselines` on the training rows and their tokens; `base` loads the untuned model, once.
+
+        Raises DataError where these rows do not allow it.
+        """
 
     @abstractmethod
     def measure(self, corpus: Corpus, encoded: Encoded, outcome: Outcome) -> dict[str, Measurement]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from finesmith.recipe import LANGUAGE
 from finesmith.run import Listener, Run, plain, read_json
 from finesmith.workflows.language import check as language
+from finesmith.workflows.recognise import recognised
 from finesmith.workflows.seen import Seen
 from finesmith.workflows.withhold import withheld
 
@@ -47,6 +48,7 @@ def check(recipe: Recipe, *, listeners: Sequence[Listener] = ()) -> dict[str, An
         run.withhold = withheld
         run.listeners.extend(listeners)
         try:
+            recipe = recognised(recipe, run)
             seen = language.look(recipe, run) if recipe.task in LANGUAGE else look(recipe, run)
             findings = read_json(run.folder / "audit.json")["findings"]
         finally:
@@ -249,6 +251,7 @@ def infer_recipe(recipe: Recipe) -> str:
     with tempfile.TemporaryDirectory(prefix="finesmith-init-") as folder:
         run = Run.create(Path(folder) / "init", command="init")
         try:
+            recipe = recognised(recipe, run)
             resolved, why = language.resolved(recipe, run) if recipe.task in LANGUAGE else _resolved(recipe, run)
         finally:
             run.close()

@@ -12,6 +12,7 @@ from finesmith.recipe import LANGUAGE, Recipe, flatten, load, replace, to_yaml, 
 from finesmith.run import Listener, Run, default_folder
 from finesmith.workflows.earlier import Earlier, earlier_of, enter
 from finesmith.workflows.ending import ending
+from finesmith.workflows.recognise import recognised
 
 if TYPE_CHECKING:
     from finesmith.workflows.prepare import Prepared
@@ -85,6 +86,7 @@ def _story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
             "recipe.yaml",
             to_yaml(with_absolute_paths(recipe), header="As given; the run stopped before it was resolved."),
         )
+    recipe = recognised(recipe, run)
     if recipe.task in LANGUAGE:
         from finesmith.workflows.language.story import story
 

@@ -33,7 +33,12 @@ class TunedLanguageModel:
     def answer(self, corpus: Corpus, progress: Callable[[int], None] | None = None) -> tuple[Encoded, Outcome]:
         """Return the rows as tokens, and what the network made of them."""
         encoded = self.task.encode(corpus, self.network.tokenizer, self.max_length)
-        return encoded, self.task.predict(self.network, encoded, progress)
+        return encoded, self.task.answer(self.network, encoded, progress)
+
+    def laid_out(self, corpus: Corpus) -> Corpus:
+        """Return the rows that the model can read."""
+        found = self.task.lay_out(corpus, self.network.tokenizer, self.task.choices, self.max_length)
+        return corpus if found is None else found.corpus
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> dict[str, list[Any]]:
         """Return the columns of a prediction file, a value for each text.
@@ -42,7 +47,7 @@ class TunedLanguageModel:
         """
         if pairs is not None:
             raise DataError("this model reads one text, not a pair")
-        corpus = self.task.of_texts(texts, [f"text {number}" for number in range(1, len(texts) + 1)])
+        corpus = self.laid_out(self.task.of_texts(texts, [f"text {i}" for i in range(1, len(texts) + 1)]))
         return self.task.columns(corpus, self.answer(corpus)[1], quote=True)
 
 
@@ -70,7 +75,7 @@ def load_model(folder: Path, *, device: str | None = None) -> TunedLanguageModel
     base = find(about["base"], about["revision"]) if adapted else find(str(folder))
     network, report = task.load(
         base,
-        load_tokenizer(find_tokenizer(folder)),
+        load_tokenizer(find_tokenizer(folder), template=task.speaks),
         seed=0,
         dtype=torch.float32,
         device=device or choose("auto").device,
@@ -125,7 +130,7 @@ def predictions(
 
     _refuse_pairs(model, text_pair)
     reading = _reading(model, text=text, text_pair=text_pair, encoding=encoding)
-    corpus = model.task.read_unlabelled([source], reading)
+    corpus = model.laid_out(model.task.read_unlabelled([source], reading))
     _, outcome = model.answer(corpus, _counting(progress, len(corpus)))
     if text_pair is not None and len(corpus.columns_of_texts) < 2:
         raise DataError(f"{source} has no column {text_pair[:80]!r}; name the second texts with --text-pair COLUMN")
@@ -151,6 +156,7 @@ def evaluate(
     _refuse_pairs(model, text_pair)
     corpus = model.task.read([source], _reading(model, text=text, text_pair=text_pair, label=label, encoding=encoding))
     model.task.require_known(corpus)
+    given, corpus = len(corpus) + sum(corpus.lost.values()), model.laid_out(corpus)
     encoded, outcome = model.answer(corpus, _counting(progress, len(corpus)))
     measured = model.task.measure(corpus, encoded, outcome)
     scores = {name: interval(one, corpus.groups) for name, one in measured.items()}
@@ -158,6 +164,7 @@ def evaluate(
         "data": Path(source).name,
         "examples": len(corpus),
         "unlabelled": 0,
+        "left_out": given - len(corpus),
         "metric": model.metric,
         "scores": {name: None if score is None else asdict(score) for name, score in scores.items()},
         "details": model.task.details(corpus, outcome),

@@ -11,6 +11,7 @@ from finesmith.tasks.language import Corpus, Encoded, Outcome
 from finesmith.types import SPLITS, Score, Split
 from finesmith.workflows.compare import write_next
 from finesmith.workflows.language.baselines import Fitted, strongest
+from finesmith.workflows.language.fit import selecting
 
 if TYPE_CHECKING:
     from finesmith.evaluate.advice import Evidence
@@ -39,8 +40,9 @@ def compare(
     task = data.task
     test = data.test.open(run)
     corpora: dict[Split, Corpus] = {**data.corpora, "test": test}
-    encoded = {**setup.encoded, "test": task.encode(test, setup.network.tokenizer, setup.max_length)}
-    outcomes = {split: task.predict(setup.network, encoded[split]) for split in SPLITS}
+    opened = task.narrow(task.encode(test, setup.network.tokenizer, setup.max_length), "test")
+    encoded = {**setup.encoded, "test": opened}
+    outcomes = {split: task.answer(setup.network, encoded[split]) for split in SPLITS}
     measured = {split: task.measure(corpora[split], encoded[split], outcomes[split]) for split in SPLITS}
     scores: dict[str, Any] = {
         split: score_all(recipe, measured[split], corpora[split], exactly=split == "train") for split in SPLITS
@@ -96,17 +98,24 @@ def _score_baselines(
     encoded: Mapping[Split, Encoded],
 ) -> dict[str, tuple[Measurement, float]]:
     """Score every baseline on validation and test; return what each reaches on test, and its seconds, by title."""
-    rows, rivals = [], {}
+    rows, rivals, answered = [], {}, dict[str, list[Any]]()
     for each in baselines:
+        if each.baseline is None:
+            rows.append({"name": each.title, "seconds": each.seconds, "skipped": each.skipped, "scores": {}})
+            continue
         began, found = time.perf_counter(), {}
         for split in ("validation", "test"):
             outcome = each.baseline.answer(corpora[split], encoded[split])
             measured = data.task.measure(corpora[split], encoded[split], outcome)
             found[split] = score_all(recipe, measured, corpora[split])
+        if data.task.speaks and not recipe.output.redact:
+            answered[each.title] = data.task.columns(corpora["test"], outcome, quote=True)["prediction"]
         seconds = each.seconds + time.perf_counter() - began
-        rivals[each.baseline.title] = measured[setup.metric], seconds
-        rows.append({"name": each.baseline.title, "seconds": seconds, "skipped": None, "scores": found})
+        rivals[each.title] = measured[setup.metric], seconds
+        rows.append({"name": each.title, "seconds": seconds, "skipped": None, "scores": found})
     run.write_json("baselines.json", rows)
+    if answered:
+        run.write_table("predictions/baselines.parquet", {"id": data.ids["test"], **answered})
     return rivals
 
 
@@ -123,16 +132,16 @@ def _judge(
 ) -> Verdict:
     from finesmith.evaluate.verdict import judge_measured, overfitting
 
-    tuned = measured["test"][setup.metric]
-    train, validation = (scores[split][setup.metric] for split in ("train", "validation"))
+    tuned, chosen = measured["test"][setup.metric], selecting(data, setup)
+    train, validation = (scores[split][chosen] for split in ("train", "validation"))
     gap = None
     if train is not None and validation is not None:
-        gap = overfitting(trained.history, train["value"], validation["value"], setup.metric)
+        gap = overfitting(trained.history, train["value"], validation["value"], chosen)
     return judge_measured(
         task=data.task.name,
         tuned=tuned,
         baselines={title: one for title, (one, _) in rivals.items()},
-        against=strongest(baselines, tuned.higher_is_better).baseline.title,
+        against=strongest(baselines, tuned.higher_is_better).title,
         baseline_seconds={title: seconds for title, (_, seconds) in rivals.items()},
         tuned_seconds=trained.seconds,
         overfitting=gap,
@@ -155,8 +164,9 @@ def _evidence(
     from finesmith.evaluate.advice import Evidence
     from finesmith.evaluate.metrics import HIGHER_IS_BETTER
 
-    higher = HIGHER_IS_BETTER[setup.metric]
-    values = [(scores[split][setup.metric] or {}).get("value") or 0.0 for split in ("train", "validation")]
+    higher, chosen = HIGHER_IS_BETTER[setup.metric], selecting(data, setup)
+    values = [(scores[split][chosen] or {}).get("value") or 0.0 for split in ("train", "validation")]
+    reached = (scores["validation"][setup.metric] or {}).get("value") or 0.0
     rival, over, tokens = strongest(baselines, higher), verdict.overfitting, data.summary["tokens"]
     return Evidence(
         method=recipe.method.name,
@@ -173,7 +183,7 @@ def _evidence(
         rose=bool(over and over.began_at_step is not None),
         features_gap=None,
         smallest_detectable=verdict.comparison.smallest_detectable,
-        gain=0.0 if rival.validation is None else (1.0 if higher else -1.0) * (values[1] - rival.validation),
+        gain=0.0 if rival.validation is None else (1.0 if higher else -1.0) * (reached - rival.validation),
         truncated_share=tokens["truncated_share"],
         max_length=setup.max_length,
         model_limit=setup.model_limit,

@@ -12,6 +12,7 @@ from finesmith.workflows.finish import MODEL_FORMAT, PROOF_EXAMPLES, name_base
 
 if TYPE_CHECKING:
     from finesmith.recipe import Recipe
+    from finesmith.tasks.language import Encoded
     from finesmith.workflows.language.compare import Opened
     from finesmith.workflows.language.gather import Gathered
     from finesmith.workflows.language.setup import Setup
@@ -32,8 +33,8 @@ def finish(recipe: Recipe, run: Run, data: Gathered, setup: Setup, opened: Opene
     from finesmith.workflows.seal import seal
 
     count = min(PROOF_EXAMPLES, len(opened.corpus))
-    rows = data.task.encode(data.task.take(opened.corpus, range(count)), setup.network.tokenizer, setup.max_length)
-    evaluated = data.task.predict(setup.network, rows)
+    rows = _proof(data, setup, opened, count)
+    evaluated = data.task.answer(setup.network, rows)
     with whole_folder(run.folder / "model") as folder:
         if recipe.method.name == "lora":
             save_adapter(setup.network, folder)
@@ -53,11 +54,16 @@ def finish(recipe: Recipe, run: Run, data: Gathered, setup: Setup, opened: Opene
                 "metric": setup.metric,
             },
         )
-        again = data.task.predict(load_model(folder, device=setup.device.device).network, rows)
+        data.task.complete(setup.network, folder)
+        again = data.task.answer(load_model(folder, device=setup.device.device).network, rows)
         expected = data.task.proof(evaluated)
         gap = float(np.abs(data.task.proof(again) - expected).max())
         tolerance = 1e-4 * max(1.0, float(np.abs(expected).max()))
         run.write_json("model.json", {**read_json(run.folder / "model.json"), "reload_gap": gap})
+        if told := data.task.differs(evaluated, again):
+            raise FinesmithError(
+                f"the saved model is not the evaluated one: {told}; it was not kept; please report this"
+            )
         if gap > tolerance:
             raise FinesmithError(
                 f"the saved model differs from the evaluated one by {gap:.3g} on {count} test examples; "
@@ -66,3 +72,9 @@ def finish(recipe: Recipe, run: Run, data: Gathered, setup: Setup, opened: Opene
         run.record("saved", reload_gap=gap, examples=count)
         run.write_text(f"{folder.name}/README.md", card.build(run.folder))
         seal(folder)
+
+
+def _proof(data: Gathered, setup: Setup, opened: Opened, count: int) -> Encoded:
+    """Return the first test rows as tokens, some of them to be answered at length."""
+    rows = data.task.encode(data.task.take(opened.corpus, range(count)), setup.network.tokenizer, setup.max_length)
+    return data.task.narrow(rows, "proof")

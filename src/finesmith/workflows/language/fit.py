@@ -29,7 +29,7 @@ def fit(recipe: Recipe, run: Run, data: Gathered, setup: Setup, checkpoint: Chec
         plan=plan_of(recipe, data, setup),
         loss_sum=loss_of(data, setup),
         score=lambda: _score(data, setup),
-        metric=setup.metric,
+        metric=selecting(data, setup),
         learning_rate=setup.learning_rate,
         evaluations=setup.evaluations,
         fingerprint=setup.fingerprint,
@@ -71,6 +71,11 @@ def loss_of(data: Gathered, setup: Setup) -> Callable[[Batch], tuple[torch.Tenso
     return loss_sum
 
 
+def selecting(data: Gathered, setup: Setup) -> str:
+    """Return the metric by which the best step is chosen."""
+    return data.task.selecting or setup.metric
+
+
 def precision(setup: Setup) -> AbstractContextManager[Any]:
     """Return the block in which the network computes with the numbers of the run."""
     import torch
@@ -84,14 +89,14 @@ def _score(data: Gathered, setup: Setup) -> tuple[float, float]:
     Raises DataError where the metric is undefined there.
     """
     corpus, encoded = data.corpora["validation"], setup.encoded["validation"]
-    outcome = data.task.predict(setup.network, encoded)
-    value = data.task.measure(corpus, encoded, outcome)[setup.metric].value
+    outcome, metric = data.task.predict(setup.network, encoded), selecting(data, setup)
+    value = data.task.measure(corpus, encoded, outcome)[metric].value
     if value is None:
-        if setup.metric.startswith("span_"):
+        if metric.startswith("span_"):
             # Nothing found where there is nothing to be found, or nothing found yet: the worst that can be.
             return outcome.loss, 0.0
         raise DataError(
-            f"evaluate.metric is {setup.metric}, which is undefined on the {len(corpus):,} validation rows; choose "
+            f"evaluate.metric is {metric}, which is undefined on the {len(corpus):,} validation rows; choose "
             f"another of {', '.join(data.task.metrics)}, or give validation more rows"
         )
     return outcome.loss, value

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from finesmith.discreet import discreet
 from finesmith.errors import DataError, RunError
-from finesmith.tasks.language import Choices, Contrast, Corpus, LanguageTask, Reading
+from finesmith.tasks.language import Choices, Contrast, Corpus, LanguageTask, Reading, Speech
 from finesmith.types import SPLITS, Examples, Finding, Split
+from finesmith.workflows.about import LONGEST
 from finesmith.workflows.prepare import complete, refuse_tiny, tell_findings, token_lengths, where, write_splits
 from finesmith.workflows.rows import as_list
 
@@ -78,17 +79,24 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
 
     kind = tasks.language_task(recipe.task)
     corpus, given = _read(recipe, run, kind)
-    examples = Examples(_count(len(corpus)), corpus.texts, None, corpus.labels, corpus.groups)
-    parts = list(corpus.columns_of_texts.values())
-    sequences = [text for column in parts for text in column]
-    tokens, limit = token_lengths(replace(examples, texts=sequences), tokenizer, recipe, longest)
+    read = len(corpus) + sum(corpus.lost.values())
+    limit = row_limit(recipe, longest)
+    choices, lost = choices_of(recipe), dict(corpus.lost)
+    laid = kind.lay_out(corpus, tokenizer, choices, limit[0])
+    if laid is not None:
+        corpus, given = laid.corpus, [given[place] for place in laid.kept]
+        choices, lost = laid.choices, lost | dict(laid.lost)
+        for note in laid.notes:
+            run.record("note", message=note)
+    examples = Examples(_count(len(corpus)), corpus.texts, corpus.answers, corpus.labels, corpus.groups)
+    sequences = _sequences(corpus)
+    tokens, usual = token_lengths(Examples(examples.ids, sequences), tokenizer, recipe, longest)
+    limit = limit if laid is not None else usual
     if recipe.data.max_length is None and kind.usual_length is not None and limit[0] > kind.usual_length:
         limit = kind.usual_length, f"the usual length for {kind.name}; longer {kind.unit} make several sequences"
-    lengths = tokens.original_lengths.reshape(len(parts), -1).max(axis=0)
-    keep, clusters, findings, flow = _audit(recipe, run, kind, examples, given, lengths, limit[0])
-    flow[:1] = [{"stage": "read", "rows": len(corpus) + sum(corpus.left_out.values())}] + [
-        {"stage": f"dropped: {reason}", "rows": -rows} for reason, rows in corpus.left_out.items()
-    ]
+    lengths = tokens.original_lengths.reshape(-1, len(corpus)).max(axis=0)
+    keep, clusters, findings, dropped = _audit(recipe, run, kind, examples, given, lengths, limit[0])
+    flow = [{"stage": "read", "rows": read}, *dropped_rows(lost), *dropped]
     kept = keep.nonzero()[0]
     if not len(kept):
         raise DataError(f"{corpus.origins[0].name}: none of the {len(corpus):,} {kind.unit} can be used; see the audit")
@@ -104,7 +112,7 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
             + (", or part them with data.document_separator" if corpus.strata is None else "")
         )
     taken = {name: kind.take(corpus, at) for name, at in positions.items()}
-    task = kind.learn(taken["train"], choices_of(recipe))
+    task = kind.learn(taken["train"], choices)
     for name in ("validation", "test"):
         task.require_known(taken[name])
     summary = {
@@ -142,18 +150,46 @@ def reading_of(recipe: Recipe) -> Reading:
     """Return how the recipe has files read."""
     d = recipe.data
     return Reading(
-        encoding=d.encoding, text=d.text, label=d.label, separator=d.document_separator, text_pair=d.text_pair,
+        encoding=d.encoding,
+        text=d.text,
+        text_pair=d.text_pair,
         negative=d.negative,
-    )  # fmt: skip
+        label=d.label,
+        separator=d.document_separator,
+        messages=d.messages,
+        prompt=d.prompt,
+        completion=d.completion,
+        malformed=d.malformed,
+    )
 
 
 def choices_of(recipe: Recipe) -> Choices:
     """Return what the recipe says of tokens."""
-    c = recipe.contrast
-    contrast = Contrast(
-        c.loss, c.temperature, c.margin, tuple(c.widths or ()), recipe.method.pooling, recipe.train.batch_size
+    g, c = recipe.generation, recipe.contrast
+    return Choices(
+        overlap=recipe.data.overlap,
+        mask_rate=recipe.mask.rate,
+        whole_words=recipe.mask.whole_words,
+        speech=Speech(
+            template=recipe.text.template,
+            loss=recipe.text.loss,
+            too_long=recipe.text.too_long,
+            malformed=recipe.data.malformed,
+            max_new_tokens=g.max_new_tokens,
+            strategy=g.strategy,
+            temperature=g.temperature,
+            top_k=g.top_k,
+            top_p=g.top_p,
+            beams=g.beams,
+            stop=tuple(g.stop),
+            shots=recipe.evaluate.shots,
+            rows=recipe.evaluate.generated_rows,
+            seed=recipe.train.seed,
+        ),
+        contrast=Contrast(
+            c.loss, c.temperature, c.margin, tuple(c.widths or ()), recipe.method.pooling, recipe.train.batch_size
+        ),
     )
-    return Choices(recipe.data.overlap, recipe.mask.rate, recipe.mask.whole_words, contrast)
 
 
 def _read(recipe: Recipe, run: Run, kind: type[LanguageTask]) -> tuple[Corpus, list[Split | None]]:
@@ -209,9 +245,31 @@ def _audit(
     )
     tell_findings(run, (), findings)
     applied = apply(findings, examples)
-    flow: list[dict[str, Any]] = [{"stage": "read", "rows": len(examples)}]
-    flow += [{"stage": f"dropped: {name}", "rows": -count} for name, count in applied.dropped.items()]
-    return applied.keep, clusters, findings, flow
+    return applied.keep, clusters, findings, dropped_rows(applied.dropped)
+
+
+def dropped_rows(counts: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Return the stages of the flow at which rows were dropped."""
+    return [{"stage": f"dropped: {name}", "rows": -count} for name, count in counts.items()]
+
+
+def row_limit(recipe: Recipe, longest: int) -> tuple[int, str]:
+    """Return the most tokens a row may have where rows are never cut, and the reason."""
+    named = recipe.data.max_length
+    if named is None:
+        return min(longest, LONGEST), "the model's limit"
+    if named > longest:
+        raise DataError(
+            f"data.max_length is {named}, but the base model takes at most {longest} tokens; expected 4 to {longest}"
+        )
+    return named, "named in the recipe"
+
+
+def _sequences(corpus: Corpus) -> list[str]:
+    """Return the texts that the model reads, column by column: answers after their texts, other parts by themselves."""
+    if corpus.answers is not None:
+        return [f"{text}\n{answer}" for text, answer in zip(corpus.texts, corpus.answers, strict=True)]
+    return [text for column in corpus.columns_of_texts.values() for text in column]
 
 
 def _split(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import UserError
+from finesmith.recipe.conflicts import value_of
 from finesmith.tasks.language import Encoded
 from finesmith.types import Split
 from finesmith.workflows.setup import (
@@ -87,8 +88,11 @@ def set_up(
         freeze_lowest(network.classifier, recipe.method.freeze_layers)
     if recipe.method.name == "lora":
         options = dict(add_adapter(network, "lora", recipe.method.lora, seed=recipe.train.seed, purpose=task.purpose))
-    encoded = {name: task.begin(network, rows) for name, rows in encoded.items()}
-    why = dict(data.why)
+    encoded = {name: task.narrow(task.begin(network, rows), name) for name, rows in encoded.items()}
+    why = {
+        **data.why,
+        **{key: reason for key, (_, reason) in task.settled.items() if value_of(recipe, key) in (None, "auto")},
+    }
     metric = _metric(recipe, data, why)
     rate = peak_learning_rate(recipe, report, why)
     epochs, evaluations = duration(recipe, len(encoded["train"].rows), why)
@@ -153,7 +157,7 @@ def baselines_of(recipe: Recipe, data: Gathered) -> tuple[str, ...]:
 def _metric(recipe: Recipe, data: Gathered, why: dict[str, str]) -> str:
     metrics = data.task.metrics
     if recipe.evaluate.metric is None:
-        why["evaluate.metric"] = f"the default of {data.task.name}"
+        why["evaluate.metric"] = data.task.why_metric
         return metrics[0]
     if recipe.evaluate.metric not in metrics:
         raise UserError(

@@ -42,13 +42,14 @@ def story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
 
 def begin(recipe: Recipe, run: Run, earlier: Earlier | None = None) -> tuple[Gathered, Setup]:
     """Gather the rows and set the model up."""
+    from finesmith import tasks
     from finesmith.models.load import find, load_tokenizer
     from finesmith.workflows.language.gather import gather
     from finesmith.workflows.language.setup import set_up
     from finesmith.workflows.setup import longest_sequence, require_known
 
     base = find(recipe.model.base, recipe.model.revision)
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_tokenizer(base, template=tasks.language_task(recipe.task).speaks)
     require_known(base, tokenizer)
     data = gather(recipe, run, tokenizer, longest=longest_sequence(base, tokenizer))
     enter(run, "model", earlier)
@@ -66,6 +67,7 @@ def resolve(recipe: Recipe, data: Gathered, setup: Setup) -> Recipe:
         "train.epochs": setup.epochs,
         "train.evaluations": setup.evaluations,
         **{f"data.{role}": name for role, name in data.summary["columns"].items()},
+        **{key: value for key, (value, _) in data.task.settled.items()},
     }
     return replace(recipe, values)
 
