@@ -129,7 +129,7 @@ CASES = [
     Case("data.negative", "negative", ("data.json", WEIGHTS), "triplets", RELATED),
     Case("contrast.loss", "triplet", ("events.jsonl", WEIGHTS), "triplets", TRIPLETS),
     Case("contrast.temperature", 0.2, ("events.jsonl", WEIGHTS), "triplets", RELATED),
-    Case("contrast.margin", 0.1, ("events.jsonl", WEIGHTS), "triplets", {**TRIPLETS, "contrast.loss": "triplet"}),
+    Case("contrast.margin", 1e-6, ("events.jsonl", WEIGHTS), "triplets", {**TRIPLETS, "contrast.loss": "triplet"}),
     Case("contrast.widths", [8], ("events.jsonl", "scores.json", WEIGHTS), "triplets", RELATED),
     Case("method.pooling", "cls", ("model.json", WEIGHTS), "triplets", RELATED),
     Case("method.freeze_layers", 1, ("model.json", WEIGHTS), "triplets", RELATED),

@@ -183,9 +183,9 @@ class _Rows:
             lengths = np.diff(np.concatenate([np.zeros(1, np.int64), np.cumsum(stays)])[placed.bounds()])
             kept = lengths > 0
         self.parts.append((tokens, lengths[kept], marked))
-        self.ids += [names[row] for row in np.flatnonzero(kept)]
+        self.ids += [names[row] for row in np.flatnonzero(kept).tolist()]
         self.parted += [names[row] for row in placed.parted if kept[row]]
-        return [batch[row][0] for row in np.flatnonzero(~placed.whole)]
+        return [batch[row][0] for row in np.flatnonzero(~placed.whole).tolist()]
 
     def _fitting(self, placed: Placed, names: Sequence[int]) -> npt.NDArray[np.bool_]:
         """Say which tokens stay: what is too much is taken from the beginning of the prompt, or is the whole row."""
