@@ -267,6 +267,19 @@ def test_instructions_are_merged_with_template_and_settings(tmp_path: Path) -> N
     assert before == after
 
 
+def test_merged_embeddings_are_pooled_as_their_adapter_was(tiny_model: Path, tmp_path: Path) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    rows = [(f"{text} really", text) for text, _ in reviews(60)]
+    data = write_csv(tmp_path / "pairs.csv", rows, ("query", "passage"))
+    values = {"method__name": "pissa", "method__pooling": "cls", "train__learning_rate": 5e-3, "train__epochs": 1}
+    run = tuned(language_plan("embeddings", data, tiny_model, tmp_path / "cache", **values), tmp_path / "run")
+    folder = merge(str(run))["folder"]
+    expected, found = (np.array(load_run(str(place)).predict(TEXTS)["embedding"]) for place in (run, folder))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    theirs = sentence_transformers.SentenceTransformer(folder, device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(theirs, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize(("task", "method"), [("classification", "lora"), ("classification", "pissa")])
 def test_words_added_are_trained_saved_and_merged(task: str, method: str, jobs: Jobs, tmp_path: Path) -> None:
     rows = [(f"a moviegoer said {text}", label) for text, label in reviews(60)]
