@@ -187,7 +187,7 @@ def _about_row(row: Mapping[str, Any]) -> str:
     """Return what stands above a row: its place, its size, what it teaches, and why it was chosen."""
     size = f"{row['length']} of {row['original_length']} tokens"
     parts = [size if row["original_length"] > row["length"] else f"{row['length']} tokens"]
-    parts += [f"{row['supervised']} learnt"] if "target" not in row else []
+    parts += [f"{row['supervised']} learnt"] if "supervised" in row else []
     parts += [WHY[why] for why in row["why"] if why != "cut"]
     parts += [f"answer: {row['target']}"] if "target" in row else []
     return f"{row['where']}: {', '.join(parts)}"

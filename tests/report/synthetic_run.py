@@ -332,7 +332,7 @@ def _audit(folder: Path, text: Any) -> None:
 
 def _examples(folder: Path, text: Any) -> None:
     def row(place: int, tokens: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-        about = {"id": place, "where": text(f"reviews.csv row {place + 1}"), "why": ["first"], "supervised": 0}
+        about = {"id": place, "where": text(f"reviews.csv row {place + 1}"), "why": ["first"]}
         return {**about, "length": len(tokens), "original_length": len(tokens), **more, "tokens": tokens}
 
     words = [{"text": text(word), "kind": "plain"} for word in REVIEWS[6].split()]

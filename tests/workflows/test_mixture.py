@@ -209,17 +209,30 @@ def test_sources_of_sentences_and_documents_are_weighted_and_scored(
 
 
 def test_scores_of_a_source_are_those_of_its_rows_measured_alone() -> None:
-    from finesmith.evaluate.measurement import mean_of
-    from finesmith.tasks.language import Corpus
-    from finesmith.workflows.language.compare import score_all
+    from dataclasses import asdict
+    from types import SimpleNamespace
 
-    values = np.arange(40) % 7 / 7
-    corpus = Corpus([""] * 40, None, [f"g{i // 2}" for i in range(40)], [], [], {}, [], None)
-    recipe, rows = from_dict({"data": {"train": "x"}}), np.arange(0, 40, 3)
-    alone = Corpus([""] * len(rows), None, [f"g{i // 2}" for i in rows], [], [], {}, [], None)
-    assert score_all(recipe, {"m": mean_of("m", values)}, corpus, rows=rows) == score_all(
-        recipe, {"m": mean_of("m", values[rows])}, alone
-    )
+    from finesmith.evaluate.measurement import mean_of
+    from finesmith.evaluate.paired import interval
+    from finesmith.tasks.language import Corpus
+    from finesmith.workflows.language.compare import _by_source
+    from finesmith.workflows.mixture import mixture_of
+
+    values, groups = np.arange(40) % 7 / 7, [f"g{i // 2}" for i in range(40)]
+    corpus = Corpus([""] * 40, None, groups, [], [], {}, [], None)
+    recipe = from_dict({"data": {"train": ["x", "y"]}, "evaluate": {"bootstrap_samples": 200}})
+    ids = np.arange(40)
+    data: Any = SimpleNamespace(mixture=mixture_of([(["x", "y"], [(0, 25), (1, 15)])]), ids={"test": ids})
+    # One metric of all rows, one of every other row, as of answers that were written to some of them.
+    answered = np.arange(0, 40, 2)
+    measured = {"all": mean_of("all", values), "some": mean_of("some", values[answered])}
+    found = _by_source(recipe, data, measured, corpus, answered, "test")
+    assert [(row["source"], row["rows"]) for row in found] == [("x", 25), ("y", 15)]
+    for row, mine in zip(found, (ids[:25], ids[25:]), strict=True):
+        for name, rows in (("all", mine), ("some", np.intersect1d(mine, answered))):
+            alone = interval(mean_of(name, values[rows]), [groups[i] for i in rows], 200, 0)
+            assert alone is not None
+            assert row["scores"][name] == asdict(alone)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
     tokens = [_token(token) for token in records(row.get("tokens"))[:MOST_TOKENS]]
     length, original = number(row.get("length")) or 0.0, number(row.get("original_length")) or 0.0
     size = f"{count(length)} of {count(original)} tokens" if original > length else f"{count(length)} tokens"
-    facts = [size, *(f"{count(row['supervised'])} learnt" for _ in [0] if number(row.get("supervised")))]
+    facts = [size] if number(row.get("supervised")) is None else [size, f"{count(row['supervised'])} learnt"]
     facts += [WHY[why] for why in items(row.get("why"))[:4] if isinstance(why, str) and why in WHY]
     return {
         "where": cut(row.get("where"), 160),

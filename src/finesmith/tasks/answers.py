@@ -275,6 +275,14 @@ class AnswerTask(LanguageTask):
             found["perplexity"] = perplexity(logs, np.maximum(outcome.targets, 1))
         return found
 
+    def answered(self, outcome: Outcome) -> Ints | None:
+        """Return the rows to which something was written."""
+        import numpy as np
+
+        if outcome.answers is None:
+            return None
+        return np.array([row for row, text in enumerate(outcome.answers.texts) if text is not None], np.int64)
+
     def _scores(self, corpus: Corpus, rows: Sequence[int], texts: Sequence[str]) -> dict[str, Measurement]:
         references = [corpus.content.references[row] for row in rows]
         own = self.measure_more(corpus, rows, texts)

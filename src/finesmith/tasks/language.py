@@ -433,6 +433,11 @@ class LanguageTask(ABC):
         """Run a network over the rows as it is used, not only as it is trained: by default the same."""
         return self.predict(network, encoded, progress)
 
+    def answered(self, outcome: Outcome) -> Ints | None:
+        """Return the rows that were answered at length where these are not all, as metrics of answers count them."""
+        del outcome
+        return None
+
     def proof(self, outcome: Outcome) -> Floats:
         """Return numbers by which a network that was saved and loaded again shows that it is the same."""
         assert outcome.log_probabilities is not None

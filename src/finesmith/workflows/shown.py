@@ -28,7 +28,7 @@ MEANING = {
     "causal": "Marked tokens are learnt, each from those before it.",
     "masked": "Marked tokens are learnt: behind each stands what is to be guessed there. Masks of the first epoch.",
     "token": "Marked tokens are learnt: behind each stands its label.",
-    "embedding": "A text becomes one vector; what is learnt is which texts lie near it.",
+    "embedding": "Each text becomes one vector; texts of one row stand one after the other.",
 }
 
 
@@ -55,7 +55,6 @@ def of_texts(data: Prepared, setup: Setup) -> dict[str, Any]:
                 **_about(int(data.examples.ids[train[row]]), data.where, why),
                 "length": len(ids),
                 "original_length": len(ids) + missing,
-                "supervised": 0,
                 "target": _target(data, targets[row : row + 1]),
                 "tokens": view(ids, reader, cut=(len(ids) if place is None else place, missing) if missing else None),
             }
@@ -73,13 +72,14 @@ def of_tokens(recipe: Recipe, data: Gathered, setup: LanguageSetup) -> dict[str,
     examples = []
     for row, why in _chosen(lengths, originals).items():
         batch = task.batch(encoded, np.array([row]), data.ids["train"], 0, recipe.train.seed, "cpu")
+        # Where one answer is learnt for a whole text, no token has one of its own.
+        told = batch.targets if batch.targets is not None and batch.targets.shape == batch.tokens.shape else None
         ends = np.cumsum(batch.lengths.numpy())
         for end, length, name in zip(ends.tolist(), batch.lengths.tolist(), batch.ids.tolist(), strict=True):
-            ids = batch.tokens[end - length : end].numpy()
-            learnt, labels = np.zeros(length, np.bool_), dict[int, str]()
-            if task.kind != "embedding":
-                assert batch.targets is not None
-                learnt, labels = supervision(ids, batch.targets[end - length : end].numpy(), task.kind, reader, names)
+            ids, learnt = batch.tokens[end - length : end].numpy(), None
+            labels: dict[int, str] = {}
+            if told is not None and task.kind != "embedding":
+                learnt, labels = supervision(ids, told[end - length : end].numpy(), task.kind, reader, names)
             missing = max(0, int(originals[row] - lengths[row]))
             # Where labels stand on words the end is cut off; elsewhere only the task knows what it cut.
             cut = (_cut_place(ids, reader.special, "right"), missing) if missing and task.kind == "token" else None
@@ -88,11 +88,16 @@ def of_tokens(recipe: Recipe, data: Gathered, setup: LanguageSetup) -> dict[str,
                     **_about(name, data.places, why),
                     "length": length,
                     "original_length": length + missing,
-                    "supervised": int(learnt.sum()),
+                    **({} if learnt is None else {"supervised": int(learnt.sum())}),
                     "tokens": view(ids, reader, learnt=learnt, labels=labels, cut=cut),
                 }
             )
-    return {"task": task.name, "meaning": MEANING[task.kind], "rows": len(lengths), "examples": examples}
+    return {
+        "task": task.name,
+        "meaning": MEANING.get(task.kind, MEANING["causal"]),
+        "rows": len(lengths),
+        "examples": examples,
+    }
 
 
 def _chosen(lengths: Ints, originals: Ints) -> dict[int, list[str]]:

@@ -54,7 +54,10 @@ def compare(
         split: score_all(recipe, measured[split], corpora[split], exactly=split == "train") for split in SPLITS
     }
     scores["details"] = task.details(test, outcomes["test"])
-    scores["by_source"] = {split: _by_source(recipe, data, measured, corpora, split) for split in SPLITS[1:]}
+    scores["by_source"] = {
+        split: _by_source(recipe, data, measured[split], corpora[split], task.answered(outcomes[split]), split)
+        for split in SPLITS[1:]
+    }
     run.write_json("scores.json", scores)
     for split in SPLITS:
         _write_predictions(recipe, run, data, split, corpora[split], outcomes[split])
@@ -68,42 +71,46 @@ def compare(
 def _by_source(
     recipe: Recipe,
     data: Gathered,
-    measured: Mapping[Split, Mapping[str, Measurement]],
-    corpora: Mapping[Split, Corpus],
+    measured: Mapping[str, Measurement],
+    corpus: Corpus,
+    answered: Ints | None,
     split: Split,
 ) -> list[dict[str, Any]]:
-    """Return every metric on each source's rows of a split."""
-    return data.mixture.by_source(
-        data.ids[split], lambda rows: score_all(recipe, measured[split], corpora[split], rows=rows)
-    )
+    """Return every metric that is one of rows, on each source's rows of a split."""
+
+    def score(rows: Ints) -> dict[str, Any]:
+        chosen = set(rows.tolist())
+        found: dict[str, Any] = {}
+        for name, whole in measured.items():
+            places = range(len(corpus)) if len(whole) == len(corpus) or answered is None else answered.tolist()
+            at = [place for place, row in enumerate(places) if row in chosen]
+            if len(places) == len(whole) and at:
+                one = replace(whole, statistics=whole.statistics[at], per_example=whole.per_example[at])
+                groups = None if corpus.groups is None else [corpus.groups[places[place]] for place in at]
+                found[name] = _with_interval(recipe, one, groups)
+        return found
+
+    return data.mixture.by_source(data.ids[split], score)
 
 
 def score_all(
-    recipe: Recipe,
-    measured: Mapping[str, Measurement],
-    corpus: Corpus,
-    *,
-    exactly: bool = False,
-    rows: Ints | None = None,
+    recipe: Recipe, measured: Mapping[str, Measurement], corpus: Corpus, *, exactly: bool = False
 ) -> dict[str, Any]:
-    """Return every metric with its interval; `exactly`: without one, as on training data, where it means nothing.
+    """Return every metric with its interval; `exactly`: without one, as on training data, where it means nothing."""
+    found: dict[str, Any] = {}
+    for name, one in measured.items():
+        if exactly:
+            found[name] = None if one.value is None else asdict(Score(one.value))
+        else:
+            found[name] = _with_interval(recipe, one, corpus.groups)
+    return found
 
-    rows: int64, the rows that are measured; None: all.
-    """
+
+def _with_interval(recipe: Recipe, one: Measurement, groups: Sequence[str] | None) -> dict[str, Any] | None:
     from finesmith.evaluate.paired import interval
 
-    found: dict[str, Any] = {}
-    groups = corpus.groups if rows is None or corpus.groups is None else [corpus.groups[i] for i in rows]
-    for name, whole in measured.items():
-        one = whole
-        if rows is not None:
-            one = replace(whole, statistics=whole.statistics[rows], per_example=whole.per_example[rows])
-        if exactly:
-            score = None if one.value is None else Score(one.value)
-        else:
-            score = interval(one, groups, recipe.evaluate.bootstrap_samples, recipe.train.seed)
-        found[name] = None if score is None else asdict(score)
-    return found
+    score = interval(one, groups, recipe.evaluate.bootstrap_samples, recipe.train.seed)
+    return None if score is None else asdict(score)
 
 
 def _write_predictions(
