@@ -196,7 +196,7 @@ def _encoded(data: Any, book: Notebook, shop: Workshop) -> None:
     import numpy as np
     import pyarrow as pa
 
-    from finesmith.tasks.language import Outcome as Answer
+    from finesmith.tasks.corpus import Outcome as Answer
 
     corpora = {**data.corpora, "test": data.test.open(book)}
     for name, corpus in corpora.items():
@@ -231,7 +231,7 @@ def _targets(encoded: Any, documents: int) -> Any:
 def _read_exactly(path: Path, task: str, encoding: str | None, separator: str | None) -> None:
     """What was read of a file is what another reader finds in it."""
     from finesmith import tasks
-    from finesmith.tasks.language import Reading
+    from finesmith.tasks.corpus import Reading
 
     corpus = tasks.language_task(task).read([str(path)], Reading(encoding=encoding, separator=separator))
     if path.is_dir() or len(corpus.origins) != 1:

@@ -13,8 +13,8 @@ import torch
 from finesmith.data.batches import micro_batches
 from finesmith.data.related import Related, groups
 from finesmith.models.load import find, load_tokenizer
+from finesmith.tasks.corpus import Contrast, Corpus
 from finesmith.tasks.embeddings import Embeddings, _laid_out
-from finesmith.tasks.language import Contrast, Corpus
 from finesmith.train.step import backward
 
 PAIRS = [

@@ -226,8 +226,8 @@ def test_losses_are_those_of_transformers(loss: str, llama: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     from finesmith.models.load import find, load_tokenizer
+    from finesmith.tasks.corpus import Choices, Reading, Speech
     from finesmith.tasks.instruct import Instruct
-    from finesmith.tasks.language import Choices, Reading, Speech
 
     base = find(str(llama))
     tokenizer = load_tokenizer(base)

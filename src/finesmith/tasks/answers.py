@@ -14,19 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from finesmith.tasks import dialogues, writing
 from finesmith.tasks.answer_scores import SCORERS
-from finesmith.tasks.language import (
-    Baseline,
-    Choices,
-    Corpus,
-    Encoded,
-    LaidOut,
-    LanguageTask,
-    Outcome,
-    Speech,
-    over_tokens,
-    sums_by_row,
-    targets_by_row,
-)
+from finesmith.tasks.corpus import Baseline, Choices, Corpus, Encoded, LaidOut, Outcome, Speech
+from finesmith.tasks.language import LanguageTask, over_tokens, sums_by_row, targets_by_row
 from finesmith.tasks.writing import Sheet, Written
 
 if TYPE_CHECKING:

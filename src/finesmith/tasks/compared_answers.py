@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from finesmith.data.chat import Conversation, Turn, refuse
 from finesmith.data.supervised import UNSUPERVISED, Supervised
 from finesmith.errors import DataError
+from finesmith.tasks.corpus import Choices, Corpus, LaidOut, Reading, Speech
 from finesmith.tasks.dialogues import choose_template, spoken
-from finesmith.tasks.language import Choices, Corpus, LaidOut, Reading, Speech
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

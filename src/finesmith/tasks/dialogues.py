@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from finesmith.data.chat import Conversation, Fault, Turn, refuse
 from finesmith.data.supervised import UNSUPERVISED, Supervised
 from finesmith.errors import DataError
-from finesmith.tasks.language import Choices, Corpus, LaidOut
+from finesmith.tasks.corpus import Choices, Corpus, LaidOut
 
 if TYPE_CHECKING:
     import numpy as np

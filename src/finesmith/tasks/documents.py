@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from finesmith.data.documents import BLANK_LINE, Documents, documents_of, read_documents
 from finesmith.errors import DataError
-from finesmith.tasks.language import Corpus, Outcome, Reading
+from finesmith.tasks.corpus import Corpus, Outcome, Reading
 
 if TYPE_CHECKING:
     from finesmith.data.sources import Origin

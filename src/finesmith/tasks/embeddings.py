@@ -13,8 +13,9 @@ from finesmith.data import related
 from finesmith.data.pairs import Kind
 from finesmith.data.related import Related
 from finesmith.errors import DataError, UserError
+from finesmith.tasks.corpus import Baseline, Choices, Contrast, Corpus, Encoded, Outcome, Reading
 from finesmith.tasks.encoded_texts import Detail, over_texts
-from finesmith.tasks.language import Baseline, Choices, Contrast, Corpus, Encoded, LanguageTask, Outcome, Reading
+from finesmith.tasks.language import LanguageTask
 
 if TYPE_CHECKING:
     import numpy as np

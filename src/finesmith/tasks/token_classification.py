@@ -11,18 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from finesmith.data.tags import OUTSIDE, SCHEMES, Scheme, Sentences, label_names, spans_of
 from finesmith.errors import DataError
-from finesmith.tasks.language import (
-    Baseline,
-    Choices,
-    Corpus,
-    Encoded,
-    LanguageTask,
-    Outcome,
-    Reading,
-    over_tokens,
-    sums_by_row,
-    targets_by_row,
-)
+from finesmith.tasks.corpus import Baseline, Choices, Corpus, Encoded, Outcome, Reading
+from finesmith.tasks.language import LanguageTask, over_tokens, sums_by_row, targets_by_row
 
 if TYPE_CHECKING:
     import torch

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from finesmith.errors import DataError, ModelError
 from finesmith.recipe import ADAPTERS, LANGUAGE
 from finesmith.run import read_json
-from finesmith.tasks.language import LanguageTask, Outcome, Reading
+from finesmith.tasks.corpus import Outcome, Reading
+from finesmith.tasks.language import LanguageTask
 from finesmith.workflows.about import LONGEST, damaged, keep_evaluation
 
 if TYPE_CHECKING:
     from finesmith.models.forward import Network
-    from finesmith.tasks.language import Corpus, Encoded
+    from finesmith.tasks.corpus import Corpus, Encoded
 
 METHODS = frozenset({"full", *ADAPTERS})
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from finesmith.guards.preflight import Probed
     from finesmith.recipe import Recipe
     from finesmith.run import Run
-    from finesmith.tasks.language import Encoded
+    from finesmith.tasks.corpus import Encoded
     from finesmith.types import Batch
     from finesmith.workflows.language.gather import Gathered
     from finesmith.workflows.language.setup import Setup

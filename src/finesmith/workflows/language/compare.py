@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from finesmith.tasks.language import Corpus, Encoded, Outcome
+from finesmith.tasks.corpus import Corpus, Encoded, Outcome
 from finesmith.types import SPLITS, Score, Split
 from finesmith.workflows.compare import write_next
 from finesmith.workflows.language.baselines import Fitted, strongest, untouched

@@ -13,7 +13,7 @@ from finesmith.workflows.finish import MODEL_FORMAT, PROOF_EXAMPLES, name_base
 
 if TYPE_CHECKING:
     from finesmith.recipe import Recipe
-    from finesmith.tasks.language import Encoded
+    from finesmith.tasks.corpus import Encoded
     from finesmith.workflows.language.compare import Opened
     from finesmith.workflows.language.gather import Gathered
     from finesmith.workflows.language.setup import Setup

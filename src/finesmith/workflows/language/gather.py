@@ -10,7 +10,8 @@ from finesmith.data.sources import refuse_twice
 from finesmith.discreet import discreet
 from finesmith.errors import DataError, RunError
 from finesmith.recipe import replace as replace_keys
-from finesmith.tasks.language import Choices, Contrast, Corpus, LanguageTask, Reading, Speech
+from finesmith.tasks.corpus import Choices, Contrast, Corpus, Reading, Speech
+from finesmith.tasks.language import LanguageTask
 from finesmith.tasks.preference_losses import Objective
 from finesmith.types import SPLITS, Examples, Finding, Split
 from finesmith.workflows.about import LONGEST

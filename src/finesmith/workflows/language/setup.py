@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import UserError
 from finesmith.recipe.conflicts import value_of
-from finesmith.tasks.language import Encoded
+from finesmith.tasks.corpus import Encoded
 from finesmith.types import Split
 from finesmith.workflows import adapting
 from finesmith.workflows.setup import (
