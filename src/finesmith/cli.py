@@ -129,17 +129,23 @@ def check(
     plan: Plan,
     model: Model = None,
     sets: Sets = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="Show a few rows as the model will see them; holds texts of the data.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Audit the data and probe the plan: problems, time and memory forecast; trains nothing."""
+    from finesmith.console import show_rows
     from finesmith.workflows.check import check as run_check
 
     display = _display(quiet or as_json)
     try:
         # Its findings stand in the result.
         found = run_check(
-            _recipe(plan, model, sets), listeners=[lambda event: None if event["event"] == "audit" else display(event)]
+            _recipe(plan, model, sets),
+            show=show,
+            listeners=[lambda event: None if event["event"] == "audit" else display(event)],
         )
     finally:
         display.close()
@@ -147,6 +153,8 @@ def check(
         _print_json(found)
     else:
         _tell_check(found)
+        if show:
+            show_rows(found["examples"])
     if not found["ok"]:
         raise typer.Exit(2)
 
@@ -376,7 +384,7 @@ def _fault(error: Exception) -> int:
 
 
 def _recipe(plan: list[str], model: str | None, sets: list[str] | None) -> Recipe:
-    from finesmith.recipe import load, replace
+    from finesmith.recipe import load
 
     given = list(sets or [])
     if model is not None:
@@ -388,7 +396,7 @@ def _recipe(plan: list[str], model: str | None, sets: list[str] | None) -> Recip
         raise UserError(
             f"{recipes[0]} is a recipe; give it alone and name data inside it or with --set data.train=FILE"
         )
-    return replace(load(plan[0], given), {"data.train": plan})
+    return load(plan[0], [*given, f"data.train={json.dumps(plan)}"])
 
 
 def _display(quiet: bool) -> Display:

@@ -112,6 +112,7 @@ lora = st.fixed_dictionaries(
 )
 SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "data.train": files,
+    "data.weights": st.lists(st.floats(0, 1e300, exclude_min=True), min_size=1, max_size=4),
     "data.validation": files,
     "data.test": files,
     "data.validation_fraction": share(0.001, 0.5),
@@ -160,6 +161,7 @@ CLASH = (
     "at most train.batch_size",
     "does not have",
     "would move",
+    "one number for each",
 )
 
 
@@ -169,6 +171,8 @@ def recipes(draw: st.DrawFn) -> Recipe:
     chosen = draw(st.lists(st.sampled_from(leaves), max_size=8, unique=True))
     flat = {"data.train": draw(files), **{key: draw(strategy(key)) for key in chosen}}
     flat = {"method.name": "lora", **flat} if "method.lora" in flat else flat
+    if "data.weights" in flat and isinstance(flat["data.train"], list) and len(flat["data.train"]) > 1:
+        flat["data.weights"] = (flat["data.weights"] * 40)[: len(flat["data.train"])]
     try:
         return from_dict(nest(flat))
     except RecipeError as error:

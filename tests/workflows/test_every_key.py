@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from jobs import PEFT_WARNING, REMOVED, differences, plan, reviews, tuned, with_values, write_csv
+from language_jobs import triplets
 
 from finesmith.errors import FinesmithError, RecipeError
 from finesmith.recipe import from_dict
@@ -52,8 +53,13 @@ TALKS = {"task": "instruct", "data.text": REMOVED, "data.label": REMOVED, "evalu
          "generation.max_new_tokens": 6}  # fmt: skip
 ASKED = {**TALKS, "data.prompt": "asked", "data.completion": "said"}
 BROKEN = {**TALKS, "data.messages": "broken", "data.malformed": "drop"}
+PREFERRED = {"task": "preferences", "data.text": REMOVED, "data.label": REMOVED, "evaluate.baselines": ["longer"],
+             "model.base": "tiny-llama", "model.dropout": REMOVED}  # fmt: skip
 TIGHT = {"data.max_length": 40, "text.loss": "last"}
 SAMPLED = {**TALKS, "generation.strategy": "sample"}
+RELATED = {"task": "embeddings", "data.text": "anchor", "data.text_pair": "positive", "data.label": REMOVED,
+           "evaluate.baselines": REMOVED}  # fmt: skip
+TRIPLETS = {**RELATED, "data.negative": "negative"}
 NO_LEARNING = {"train.learning_rate": 0.9, "train.epochs": 8, "train.schedule": "constant"}
 ELSEWHERE = {"output.dir", "output.cache", "model.revision"}
 
@@ -67,6 +73,12 @@ def audit(kind: str, value: str, data: str = "faulty", **given: Any) -> Case:
 CASES = [
     Case("task", "regression", ("data.json", "scores.json", WEIGHTS), "stars", {"task": "classification"}),
     Case("data.train", "other.csv", ("data.json", "splits.parquet", WEIGHTS)),
+    Case(
+        "data.weights",
+        [3, 1],
+        ("data.json", "events.jsonl", WEIGHTS),
+        given={"data.train": ["reviews.csv", "other.csv"]},
+    ),
     Case("data.validation", "other.csv", ("data.json", "splits.parquet", WEIGHTS)),
     Case("data.test", "other.csv", ("data.json", "splits.parquet", "scores.json")),
     Case("data.text", "reply", ("data.json", PREDICTIONS), "wide"),
@@ -104,6 +116,24 @@ CASES = [
     Case("generation.stop", ["a", "e", "i", "o", "u"], (PREDICTIONS,), "talks", TALKS),
     Case("evaluate.shots", 1, ("baselines.json",), "talks", {**TALKS, "evaluate.baselines": ["few_shot"]}),
     Case("evaluate.generated_rows", 3, (PREDICTIONS, "verdict.json"), "talks", TALKS),
+    Case("preference.beta", 0.5, ("scores.json", WEIGHTS), "preferred", PREFERRED),
+    Case("preference.smoothing", 0.2, ("scores.json", WEIGHTS), "preferred", PREFERRED),
+    Case("preference.odds_weight", 0.5, ("scores.json", WEIGHTS), "preferred", {**PREFERRED, "train.loss": "orpo"}),
+    Case("preference.desirable_weight", 2, ("scores.json", WEIGHTS), "liked", PREFERRED),
+    Case("preference.undesirable_weight", 2, ("scores.json", WEIGHTS), "liked", PREFERRED),
+    Case("train.loss", "ipo", ("scores.json", WEIGHTS), "preferred", PREFERRED),
+    Case("train.loss", "orpo", ("scores.json", WEIGHTS), "preferred", PREFERRED),
+    Case("train.loss", "kto", (), "preferred", PREFERRED, "the rows are pairs"),
+    Case("text.template", "alpaca", ("model/chat_template.jinja", WEIGHTS), "preferred", PREFERRED),
+    Case("text.too_long", "shorten", ("data.json", WEIGHTS), "preferred", {**PREFERRED, "data.max_length": 20}),
+    Case("data.negative", "negative", ("data.json", WEIGHTS), "triplets", RELATED),
+    Case("contrast.loss", "triplet", ("events.jsonl", WEIGHTS), "triplets", TRIPLETS),
+    Case("contrast.temperature", 0.2, ("events.jsonl", WEIGHTS), "triplets", RELATED),
+    Case("contrast.margin", 0.1, ("events.jsonl", WEIGHTS), "triplets", {**TRIPLETS, "contrast.loss": "triplet"}),
+    Case("contrast.widths", [8], ("events.jsonl", "scores.json", WEIGHTS), "triplets", RELATED),
+    Case("method.pooling", "cls", ("model.json", WEIGHTS), "triplets", RELATED),
+    Case("method.freeze_layers", 1, ("model.json", WEIGHTS), "triplets", RELATED),
+    Case("method.layer_decay", 0.5, ("events.jsonl", WEIGHTS), "triplets", RELATED),
     Case("data.domain_words", 3, ("data.json", WEIGHTS), "faulty"),
     Case("data.domain_words", ["moviegoer"], ("data.json", WEIGHTS)),
     audit("empty", "keep"),
@@ -249,6 +279,8 @@ class Jobs:
 
     def place(self, value: Any) -> Any:
         """Turn the name of a file made here into its path."""
+        if isinstance(value, list):
+            return [self.place(each) for each in value]
         return str(self.folder / value) if isinstance(value, str) and (self.folder / value).exists() else value
 
     def run(self, tree: Mapping[str, Any]) -> tuple[Path, str]:
@@ -341,6 +373,29 @@ def notes(path: Path) -> Path:
     return path
 
 
+def preferred(path: Path) -> Path:
+    """Write pairs of answers, the better of which says what the label is."""
+    draw, rows = random.Random(8), []
+    for text, label in reviews(60, words=6):
+        other = "negative" if label == "positive" else "positive"
+        prompt = " ".join(text.split()[: draw.randint(1, 8)])
+        rows.append(json.dumps({"prompt": prompt, "chosen": f"it is {label}", "rejected": f"it was {other} and dull"}))
+    path = path.with_suffix(".jsonl")
+    path.write_text("\n".join(rows), "utf-8")
+    return path
+
+
+def liked(path: Path) -> Path:
+    """Write answers marked good or bad, three good ones for each bad one."""
+    rows = [
+        json.dumps({"prompt": text, "completion": f"it is {label}", "label": number % 4 != 0})
+        for number, (text, label) in enumerate(reviews(60, words=6))
+    ]
+    path = path.with_suffix(".jsonl")
+    path.write_text("\n".join(rows), "utf-8")
+    return path
+
+
 def talks(path: Path) -> Path:
     """Write conversations in several columns, one of which has a row that is none."""
     rows = []
@@ -367,6 +422,9 @@ DATA: dict[str, Callable[[Path], Path]] = {
     "overlapping": overlapping,
     "notes": notes,
     "talks": talks,
+    "preferred": preferred,
+    "liked": liked,
+    "triplets": lambda path: write_csv(path, triplets(90), ("anchor", "positive", "negative")),
 }
 
 

@@ -58,6 +58,13 @@ SCALES: dict[str, Scale] = {
     "rouge_l": "unit",
     "chrf": "unit",
     "bleu": "unit",
+    "reward_accuracy": "unit",
+    "preference_loss": "positive",
+    "ndcg@10": "unit",
+    "accuracy@1": "unit",
+    "recall@10": "unit",
+    "mrr": "unit",
+    "map": "unit",
 }
 
 # Metrics whose influence on rows of two models together is meaningful: those that compare no score across rows.

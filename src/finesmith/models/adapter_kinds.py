@@ -7,10 +7,11 @@ where it did. Prompt tuning puts vectors before every text, for which `prompted`
 from __future__ import annotations
 
 import importlib.util
+import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from finesmith.errors import ModelError
 from finesmith.models.patterns import NAME_REPEATS, slow
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from finesmith.types import Batch
 
 Kind = Literal["lora", "rslora", "dora", "pissa", "ia3", "prompt"]
+Model = TypeVar("Model", bound="Network")
 Purpose = Literal["sequence_classification", "token_classification", "causal", "masked", "seq2seq", "embedding"]
 
 # What peft calls each purpose; it has no name for masked-language models.
@@ -313,6 +315,21 @@ def adapter_off(network: Network) -> Iterator[None]:
         network.module = module
         for parameter in module.parameters():
             parameter.requires_grad_(trainable[id(parameter)])
+
+
+@contextmanager
+def before_tuning(network: Model, load: Callable[[], Model]) -> Iterator[Model]:
+    """Yield a network as it was before tuning: the same with its adapter off, or else what `load` returns."""
+    if _has_adapter(network):
+        with adapter_off(network):
+            yield network
+    else:
+        yield load()
+
+
+def _has_adapter(network: Network) -> bool:
+    # Without an adapter peft, which takes seconds to import, was never needed.
+    return "peft" in sys.modules and isinstance(network.module, sys.modules["peft"].PeftModel)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from finesmith.models.encoder import Encoder
     from finesmith.models.forward import Network, Pooling
 
 
@@ -54,16 +55,8 @@ def save_features(
     """
     from safetensors.torch import save_file
 
-    from finesmith.models.native import as_transformers
-
-    folder.mkdir(parents=True, exist_ok=True)
-    as_transformers(network)
-    with standard_attention(network):
-        network.classifier.base_model.save_pretrained(folder)  # type: ignore[operator]
-    network.tokenizer.save_pretrained(folder)
-    dense, pool = folder / "2_Dense", folder / "1_Pooling"
-    dense.mkdir(exist_ok=True)
-    pool.mkdir(exist_ok=True)
+    dense = folder / "2_Dense"
+    dense.mkdir(parents=True, exist_ok=True)
     outputs, width = weight.shape
     save_file(
         {"linear.weight": weight.float().contiguous(), "linear.bias": bias.float().contiguous()},
@@ -78,10 +71,35 @@ def save_features(
             "activation_function": "torch.nn.modules.linear.Identity",
         },
     )
+    _save_chain(network, folder, pooling, width, max_length, "Dense")
+
+
+def save_encoder(network: Encoder, folder: Path, *, max_length: int) -> None:
+    """Save an encoder in the form of sentence-transformers: Transformer -> Pooling -> Normalize.
+
+    `AutoModel.from_pretrained` loads the encoder alone.
+    """
+    normalise = folder / "2_Normalize"
+    normalise.mkdir(parents=True, exist_ok=True)
+    _write(normalise / "config.json", {})
+    width = network.classifier.config.get_text_config().hidden_size
+    _save_chain(network, folder, network.pooling, width, max_length, "Normalize")
+
+
+def _save_chain(network: Network, folder: Path, pooling: Pooling, width: int, max_length: int, last: str) -> None:
+    """Save the body of a network, how its states are pooled, and the chain that ends in module `last`."""
+    from finesmith.models.native import as_transformers
+
+    as_transformers(network)
+    with standard_attention(network):
+        network.classifier.base_model.save_pretrained(folder)  # type: ignore[operator]
+    network.tokenizer.save_pretrained(folder)
+    pool = folder / "1_Pooling"
+    pool.mkdir(exist_ok=True)
     modes = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "last": "pooling_mode_lasttoken"}
     _write(pool / "config.json", {"word_embedding_dimension": width, **{k: m == pooling for m, k in modes.items()}})
     _write(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
-    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense")]
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), (f"2_{last}", last)]
     _write(
         folder / "modules.json",
         [

@@ -98,6 +98,7 @@ SECTION_KEY = {
     "output": "output.dir",
     "text": "data.text",
     "generation": "generation.max_new_tokens",
+    "preference": "train.loss",
 }
 
 

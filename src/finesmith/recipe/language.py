@@ -10,6 +10,8 @@ BASELINES: Mapping[str, tuple[str, ...]] = {
     "causal-text": ("base", "ngram"),
     "masked-text": ("base", "unigram"),
     "instruct": ("base", "few_shot", "nearest", "frequent"),
+    "preferences": ("base", "longer", "majority"),
+    "embeddings": ("base", "tfidf"),
 }
 LANGUAGE = frozenset(BASELINES)
 
@@ -32,12 +34,27 @@ _OF_ANSWERS = (
 # Tasks whose answers are written texts, and those of them that read conversations.
 WRITTEN = ("instruct",)
 TALKS = ("instruct",)
+_OF_RELATED = (
+    "data.text_pair",
+    "data.audit.missing_labels",
+    "data.audit.imbalance",
+    "data.audit.small_classes",
+    "method.pooling",
+)
 # By task, the keys that it does not read.
 UNREAD: Mapping[str, tuple[str, ...]] = {
     "token-classification": _UNREAD,
     "causal-text": (*_UNREAD, *_OF_ROWS),
     "masked-text": (*_UNREAD, *_OF_ROWS),
     "instruct": (*_UNREAD, *_OF_ANSWERS),
+    "preferences": (
+        *(key for key in _UNREAD if key not in ("data.audit.missing_labels", "train.loss")),
+        "data.text",
+        "data.label",
+        "data.audit.length",
+        "data.audit.truncation",
+    ),
+    "embeddings": (*(key for key in _UNREAD if key not in _OF_RELATED), "data.weights"),
 }
 # Keys that these tasks alone read.
 READ_BY: Mapping[str, tuple[str, ...]] = {
@@ -45,13 +62,29 @@ READ_BY: Mapping[str, tuple[str, ...]] = {
     "data.overlap": ("causal-text", "masked-text"),
     "mask.rate": ("masked-text",),
     "mask.whole_words": ("masked-text",),
-    **dict.fromkeys(("data.messages", "data.prompt", "data.completion", "data.malformed"), TALKS),
+    **dict.fromkeys(("data.messages", "data.prompt", "data.completion"), TALKS),
+    "data.malformed": (*TALKS, "preferences"),
+    **dict.fromkeys(("text.template", "text.too_long"), (*WRITTEN, "preferences")),
+    **dict.fromkeys(("text.loss", "evaluate.shots", "evaluate.generated_rows"), WRITTEN),
     **dict.fromkeys(
-        ("text.template", "text.loss", "text.too_long", "evaluate.shots", "evaluate.generated_rows"), WRITTEN
+        (f"preference.{key}" for key in ("beta", "smoothing", "odds_weight", "desirable_weight", "undesirable_weight")),
+        ("preferences",),
     ),
     **{
         f"generation.{key}": WRITTEN
         for key in ("strategy", "max_new_tokens", "temperature", "top_k", "top_p", "beams", "stop")
     },
+    "data.negative": ("embeddings",),
+    "contrast.loss": ("embeddings",),
+    "contrast.temperature": ("embeddings",),
+    "contrast.margin": ("embeddings",),
+    "contrast.widths": ("embeddings",),
 }
 METHODS = ("full", "lora")
+# The losses of preferences, each with the numbers of the section preference that it reads.
+PREFERENCE_LOSSES: Mapping[str, tuple[str, ...]] = {
+    "dpo": ("beta", "smoothing"),
+    "ipo": ("beta",),
+    "orpo": ("odds_weight",),
+    "kto": ("beta", "desirable_weight", "undesirable_weight"),
+}

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from finesmith.recipe.compared import Contrast, Preference
 from finesmith.recipe.fields import Bool, Column, Count, Float, Rate, Section, Share, Text, Whole, accepts
 from finesmith.recipe.scalars import number, truth, whole_number
 from finesmith.recipe.written import Generation, TextLayout
@@ -26,7 +27,8 @@ def _known_encoding(value: str) -> str:
 # A task is a file: its name is known from the folder, without importing it.
 _NO_TASKS = {
     "__init__", "protocol", "language", "documents", "dialogues", "answers", "answer_rivals", "answer_scores",
-    "writing", "losses", "contrastive", "preferences",
+    "writing", "losses", "contrastive", "encoded_texts", "compared_answers", "preference_losses",
+    "preference_rivals",
 }  # fmt: skip
 _FILES_OF_TASKS = (Path(__file__).parent.parent / "tasks").glob("*.py")
 TASKS = ("auto", *sorted(f.stem.replace("_", "-") for f in _FILES_OF_TASKS if f.stem not in _NO_TASKS))
@@ -45,6 +47,7 @@ def _with_lora_defaults(value: Any) -> Any:
     return {**LORA_DEFAULTS, **value} if isinstance(value, dict) else value
 
 
+Weights = Annotated[list[Annotated[float, Field(gt=0), BeforeValidator(number)]], Field(min_length=1)]
 Sources = Text | Annotated[list[Text], Field(min_length=1)]
 
 KeepDropStop = Literal["keep", "drop", "stop"]
@@ -52,7 +55,7 @@ KeepStop = Literal["keep", "stop"]
 AnyAction = Literal["keep", "drop", "fix", "stop"]
 Baseline = Literal[
     "majority", "tfidf", "features", "zero_shot", "word_tag", "base", "ngram", "unigram", "few_shot", "nearest",
-    "frequent",
+    "frequent", "longer",
 ]  # fmt: skip
 # What every recipe without a list means: the baselines of the task at hand, which for classes and numbers are these.
 USUAL_BASELINES = ("majority", "tfidf", "features", "zero_shot")
@@ -126,6 +129,12 @@ class Data(Section):
         "with one file per class, or a Hugging Face id.",
         json_schema_extra=_FILES,
     )
+    weights: Weights | None = Field(
+        default=None,
+        description="How often rows of each source of data.train are drawn, such as [2, 1]; null draws every row once "
+        "an epoch.",
+        json_schema_extra=accepts("a list of numbers above 0, one for each source, or null"),
+    )
     validation: Sources | None = Field(
         default=None, description="Validation rows; null splits them off data.train.", json_schema_extra=_FILES_OR_NONE
     )
@@ -142,6 +151,12 @@ class Data(Section):
     text_pair: Column | None = Field(
         default=None,
         description="Column of the second text of a pair; null infers it from names and content.",
+        json_schema_extra=_COLUMN,
+    )
+    negative: Column | None = Field(
+        default=None,
+        description="Column of a text that does not belong to data.text, beside data.text_pair, which does; null "
+        "infers it. For embeddings.",
         json_schema_extra=_COLUMN,
     )
     label: Column | None = Field(
@@ -271,7 +286,8 @@ class Method(Section):
         default=0, ge=0, description="Keep so many of the lowest layers fixed, and the embeddings with them."
     )
     pooling: Literal["auto", "mean", "cls", "last"] = Field(
-        default="auto", description="How token vectors become one vector for features; auto follows the model."
+        default="auto",
+        description="How token vectors become one vector, for features and embeddings; auto follows the model.",
     )
 
 
@@ -308,9 +324,10 @@ class Train(Section):
         default=1.0, gt=0, description="Gradients longer than this (L2 norm) are scaled down to it."
     )
     label_smoothing: Share = Field(default=0.0, description="Share of each target spread over all classes.")
-    loss: Literal["cross_entropy", "focal"] = Field(
+    loss: Literal["cross_entropy", "focal", "dpo", "ipo", "orpo", "kto"] = Field(
         default="cross_entropy",
-        description="focal gives easy examples less weight; regression always uses squared error.",
+        description="focal gives easy examples less weight; regression always uses squared error. The task preferences "
+        "has dpo in place of the default, ipo or orpo for pairs, and kto for marked answers.",
     )
     focal_gamma: Float = Field(
         default=2.0, gt=0, le=10, description="How much less weight the focal loss gives easy examples."
@@ -347,7 +364,8 @@ class Evaluate(Section):
         default_factory=lambda: list(USUAL_BASELINES),  # type: ignore[arg-type]
         description="Simpler methods that the tuned model has to beat. Tasks that answer for every token put all of "
         "their own in place of this list: token-classification majority and word_tag, causal-text base and ngram, "
-        "masked-text base and unigram, instruct base, few_shot, nearest and frequent.",
+        "masked-text base and unigram, embeddings base and tfidf, instruct base, few_shot, nearest and frequent, "
+        "preferences base, longer and majority.",
         json_schema_extra={"default": list(USUAL_BASELINES)},
     )
     shots: Count = Field(
@@ -409,6 +427,8 @@ class Recipe(Section):
     mask: Mask = Field(default_factory=Mask)
     text: TextLayout = Field(default_factory=TextLayout)
     generation: Generation = Field(default_factory=Generation)
+    preference: Preference = Field(default_factory=Preference)
+    contrast: Contrast = Field(default_factory=Contrast)
     model: Model = Field(default_factory=Model)
     method: Method = Field(default_factory=Method)
     train: Train = Field(default_factory=Train)

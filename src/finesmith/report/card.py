@@ -39,6 +39,12 @@ HEADS = {
     "token": ("TokenClassification", "token-classification", "Token classification"),
     "causal": ("CausalLM", "text-generation", "Text generation"),
     "masked": ("MaskedLM", "fill-mask", "Masked language modelling"),
+    "embedding": ("Embeddings", "sentence-similarity", "Embeddings"),
+}
+POOLINGS = {
+    "cls": "states[:, 0]",
+    "last": "states[range(len(states)), inputs.attention_mask.sum(1) - 1]",
+    "mean": "(states * inputs.attention_mask[..., None]).sum(1) / inputs.attention_mask.sum(1, keepdim=True)",
 }
 LANGUAGE_SHARE = 0.1
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
@@ -76,6 +82,7 @@ def build(run_folder: Path) -> str:
         base=base_name(folder),
         method=words(folder.model.get("method"), 60),
         load=_load(folder),
+        pooled=Markup(POOLINGS.get(str(folder.model.get("pooling")), POOLINGS["mean"])),
         written="written" in mapping(folder.scores.get("details")),
         labels=[label_text(label, 120) for label in items(folder.data.get("labels"))[:LABELS_SHOWN]],
         labels_left_out=max(0, len(items(folder.data.get("labels"))) - LABELS_SHOWN),
@@ -97,7 +104,7 @@ def front_matter(folder: RunFolder) -> str:
     """Return the YAML block of the card, without its fences; what is not known is left out."""
     import yaml
 
-    pairs = bool(mapping(folder.data.get("columns")).get("text_pair"))
+    pairs = bool(mapping(folder.data.get("columns")).get("text_pair")) and not _embeds(folder)
     fields: dict[str, Any] = {"library_name": _library(folder), "pipeline_tag": _head(folder)[1]}
     licence = folder.model.get("license")
     if isinstance(licence, str) and _LICENCE.fullmatch(licence):
@@ -168,6 +175,8 @@ def _languages(folder: RunFolder) -> list[str]:
 
 def _library(folder: RunFolder) -> str:
     method = str(folder.model.get("method", ""))
+    if _embeds(folder) and method not in ADAPTER_METHODS:
+        return "sentence-transformers"
     return {"features": "sentence-transformers"}.get(method, "peft" if method in ADAPTER_METHODS else "transformers")
 
 
@@ -200,8 +209,14 @@ def _head(folder: RunFolder) -> tuple[str, str, str]:
     return HEADS.get(str(folder.model.get("head", "")), HEADS[""])
 
 
+def _embeds(folder: RunFolder) -> bool:
+    return folder.model.get("head") == "embedding"
+
+
 def _load(folder: RunFolder) -> str:
     method = str(folder.model.get("method", ""))
+    if _embeds(folder):
+        return "embedding adapter" if method in ADAPTER_METHODS else "embeddings"
     if method == "features":
         return "features"
     if method not in ADAPTER_METHODS:
@@ -223,6 +238,7 @@ def _data(folder: RunFolder) -> dict[str, Any]:
         "flow": [
             (words(row.get("stage"), 100), count(row.get("rows"))) for row in records(folder.data.get("flow"))[:20]
         ],
+        "longest": int(number(folder.data.get("max_length")) or 512),
         "max_length": plain(tokens.get("max_length")) if number(tokens.get("max_length")) is not None else "",
         "truncated": f"{100 * truncated:.1f} %" if truncated else "",
     }

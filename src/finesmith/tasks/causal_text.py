@@ -73,7 +73,7 @@ class CausalText(LanguageTask):
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> CausalText:
         """Rebuild the task from `state`."""
-        return cls(int(state["overlap"]))
+        return cls(documents.overlap_of(state))
 
     @property
     def state(self) -> dict[str, Any]:

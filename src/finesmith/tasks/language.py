@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from finesmith.data.supervised import UNSUPERVISED
 from finesmith.errors import ModelError
+from finesmith.tasks.preference_losses import UNNAMED, Objective
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,10 +27,15 @@ if TYPE_CHECKING:
     from finesmith.data.supervised import Supervised
     from finesmith.evaluate.measurement import Measurement
     from finesmith.models.adapter_kinds import Purpose
+    from finesmith.models.forward import Network
     from finesmith.models.language import Attention
     from finesmith.models.load import Base, LoadReport
-    from finesmith.models.token_heads import Kind, TokenNetwork
+    from finesmith.models.token_heads import Kind
+    from finesmith.train.step import Backward
     from finesmith.types import Batch, Split
+
+    # What the model ends in: a head of words or labels, or nothing.
+    Head = Kind | Literal["embedding"]
 
     Floats = npt.NDArray[np.float64]
     Ints = npt.NDArray[np.int64]
@@ -53,6 +60,8 @@ class Reading:
     prompt: str | None = None
     completion: str | None = None
     malformed: str | None = None
+    text_pair: str | None = None
+    negative: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,30 +90,49 @@ class Speech:
 
 
 @dataclass(frozen=True, slots=True)
+class Contrast:
+    """What the recipe says of embeddings: what is learnt from, how the states of tokens become one vector, and the rows
+    of a batch, in which each is told from the others.
+    """
+
+    loss: str = "auto"
+    temperature: float = 0.05
+    margin: float = 0.5
+    widths: tuple[int, ...] = ()
+    pooling: Literal["auto", "mean", "cls", "last"] = "auto"
+    batch_size: int = 32
+
+
+@dataclass(frozen=True, slots=True)
 class Choices:
     """What the recipe says of tokens: overlap of sequences cut from a document; the share of words that is masked, and
-    whether words are masked whole; how conversations are laid out and answered.
+    whether words are masked whole; how conversations are laid out and answered; what it says of embeddings; the loss
+    of preferences and its numbers.
     """
 
     overlap: int = 0
     mask_rate: float = 0.15
     whole_words: bool = True
     speech: Speech = Speech()
+    contrast: Contrast = Contrast()
+    objective: Objective = UNNAMED
 
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
     """Rows as read: sentences, documents or conversations.
 
-    texts: as copies are looked for, and people read them; labels: what equal texts may disagree about, None where the
-    text is all there is; groups: rows with the same name stay in one split, None where every row is for itself; where:
-    the place of each row; origins: the files; columns: which columns were read, by role; notes: what was found and
-    mended; content: the same rows as the task reads them; answers: what stands beside each text and is looked at with
-    it, but not compared as copies; lost: rows of the files that are not here, counted by reason.
+    texts: as copies are looked for, and people read them; labels: what equal texts may disagree about, None for one
+    that is missing, or where the text is all there is; groups: rows with the same name stay in one split, None where
+    every row is for itself; where: the place of each row; origins: the files; columns: which columns were read, by
+    role; notes: what was found and mended; content: the same rows as the task reads them; answers: what stands beside
+    each text and is looked at with it, but not compared as copies; parts: the columns of texts, by role, where a row
+    has more than one and each is a sequence by itself; strata: what every split is to have its share of, by rows, None
+    where shares are of characters; lost: rows of the files that are not here, counted by reason.
     """
 
     texts: Sequence[str]
-    labels: Sequence[str] | None
+    labels: Sequence[str | None] | None
     groups: Sequence[str] | None
     where: Sequence[str]
     origins: Sequence[Origin]
@@ -112,10 +140,17 @@ class Corpus:
     notes: Sequence[str]
     content: Any
     answers: Sequence[str] | None = None
+    parts: Mapping[str, Sequence[str]] | None = None
+    strata: Sequence[str] | None = None
     lost: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def columns_of_texts(self) -> Mapping[str, Sequence[str]]:
+        """The texts as columns, by role."""
+        return self.parts or {"text": self.texts}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,16 +186,20 @@ class Outcome:
     """What a network, or a baseline, made of encoded rows.
 
     answers: the task's own, from which it measures and makes columns; log_probabilities: [N], of each row's targets in
-    nats, None for a baseline that has none; targets: int64 [N], how many each row has.
+    nats, None for a baseline that has none; targets: int64 [N], how many each row has; mean_loss: the loss, where it
+    is none of targets.
     """
 
     answers: Any
     log_probabilities: Floats | None = None
     targets: Ints | None = None
+    mean_loss: float | None = None
 
     @property
     def loss(self) -> float:
         """The mean loss of a target, in nats."""
+        if self.mean_loss is not None:
+            return self.mean_loss
         assert self.log_probabilities is not None
         assert self.targets is not None
         return float(-self.log_probabilities.sum() / max(1, int(self.targets.sum())))
@@ -180,7 +219,7 @@ class LanguageTask(ABC):
 
     name: ClassVar[str]
     unit: ClassVar[str]
-    kind: ClassVar[Kind]
+    kind: ClassVar[Head]
     purpose: ClassVar[Purpose]
     baselines: ClassVar[tuple[str, ...]]
     audits: ClassVar[frozenset[str]]
@@ -188,6 +227,12 @@ class LanguageTask(ABC):
     usual_length: ClassVar[int | None]
     # Whether the tokenizer's chat template is read, and saved with the model.
     speaks: ClassVar[bool] = False
+    # Times the usual learning rates of a method.
+    rate_scale: ClassVar[float] = 1.0
+    # Whether rows to predict may have a second text.
+    reads_pairs: ClassVar[bool] = False
+    # What a split that keeps groups together promises.
+    apart: ClassVar[str] = "no document straddles a border between splits"
 
     @classmethod
     @abstractmethod
@@ -316,36 +361,65 @@ class LanguageTask(ABC):
         attention: Attention = "auto",
         dtype: torch.dtype | None = None,
         device: str = "cpu",
-    ) -> tuple[TokenNetwork, LoadReport]:
-        """Load a base model under the head that the task needs.
+    ) -> tuple[Any, LoadReport]:
+        """Load a base model under the head that the task needs, as the network that other functions are given.
 
         Raises ModelError when it cannot be loaded or cannot do this.
         """
         from finesmith.models.language import load_language_model
 
+        assert self.kind != "embedding"
         return load_language_model(
             base, tokenizer, kind=self.kind, labels=self.labels, seed=seed, dropout=dropout, attention=attention,
             dtype=dtype, device=device,
         )  # fmt: skip
 
-    def begin(self, network: TokenNetwork, encoded: Encoded) -> Encoded:
-        """Return rows with what the task asks of the network before it is tuned: by default nothing more."""
-        del network
+    @property
+    def refers(self) -> bool:
+        """Whether rows are measured against the network before tuning, and so have to go through `begin`."""
+        return False
+
+    def begin(self, network: Any, encoded: Encoded, *, cache: Path | None, key: str) -> Encoded:
+        """Return rows with what the task asks of the network before it is tuned: by default nothing more.
+
+        `cache` is a folder that keeps results; `key` names the network's weights and how it computes.
+        """
+        del network, cache, key
         return encoded
 
-    def loss(self, network: TokenNetwork, encoded: Encoded, batch: Batch) -> tuple[torch.Tensor, int]:
+    def prepared(self, network: Any, encoded: Encoded, batches: Sequence[Batch]) -> list[Batch]:
+        """Return the batches of a step with what takes all of them and the present weights: by default nothing more."""
+        del network, encoded
+        return list(batches)
+
+    def loss(self, network: Any, encoded: Encoded, batch: Batch) -> tuple[torch.Tensor, int]:
         """Return the sum of the losses of a batch made of `encoded`, and of how many units."""
         from finesmith.models.token_loss import token_loss
 
         del encoded
         return token_loss(network, batch)
 
+    def backward(self, network: Any, within: Callable[[], AbstractContextManager[Any]]) -> Backward:
+        """Return how the gradient of a step is found: by default as a sum over its micro-batches.
+
+        A task whose loss needs all of them at once runs the network `within` the precision of the run.
+        """
+        from finesmith.train.step import backward
+
+        del network, within
+        return backward
+
+    def probed(self, encoded: Encoded, positions: Ints) -> Ints:
+        """Return rows to try training on: those at `positions`, and what their loss cannot be without."""
+        del encoded
+        return positions
+
     def units(self, batches: Sequence[Batch]) -> int:
         """Return by what the losses of a step's batches are divided, their sum: by default the number of targets."""
         return sum(int((batch.targets != UNSUPERVISED).sum()) for batch in batches if batch.targets is not None)
 
     @abstractmethod
-    def predict(self, network: TokenNetwork, encoded: Encoded, progress: Progress | None = None) -> Outcome:
+    def predict(self, network: Any, encoded: Encoded, progress: Progress | None = None) -> Outcome:
         """Run a network over the rows."""
 
     def narrow(self, encoded: Encoded, split: Split | Literal["proof"]) -> Encoded:
@@ -355,21 +429,33 @@ class LanguageTask(ABC):
         del split
         return encoded
 
-    def answer(self, network: TokenNetwork, encoded: Encoded, progress: Progress | None = None) -> Outcome:
+    def answer(self, network: Any, encoded: Encoded, progress: Progress | None = None) -> Outcome:
         """Run a network over the rows as it is used, not only as it is trained: by default the same."""
         return self.predict(network, encoded, progress)
 
+    def proof(self, outcome: Outcome) -> Floats:
+        """Return numbers by which a network that was saved and loaded again shows that it is the same."""
+        assert outcome.log_probabilities is not None
+        return outcome.log_probabilities
+
     def differs(self, before: Outcome, after: Outcome) -> str | None:
-        """Say how a saved network's answers differ from the evaluated one's beyond probabilities; by default None."""
+        """Say how a saved network's answers differ from the evaluated one's beyond `proof`; by default None."""
         del before, after
         return None
 
-    def complete(self, network: TokenNetwork, folder: Path) -> None:
+    def save(self, network: Any, folder: Path, max_length: int) -> None:
+        """Write a network that was trained whole in the form that plain libraries load."""
+        from finesmith.models.save import save_classifier
+
+        del max_length
+        save_classifier(network, folder)
+
+    def complete(self, network: Any, folder: Path) -> None:
         """Write what other programs need beside the weights into a saved folder: by default nothing more."""
         del network, folder
 
     @abstractmethod
-    def fit_baseline(self, name: str, train: Corpus, encoded: Encoded, base: Callable[[], TokenNetwork]) -> Baseline:
+    def fit_baseline(self, name: str, train: Corpus, encoded: Encoded, base: Callable[[], Any]) -> Baseline:
         """Fit a baseline of `baselines` on the training rows and their tokens; `base` loads the untuned model, once.
 
         Raises DataError where these rows do not allow it.
@@ -397,7 +483,7 @@ class LanguageTask(ABC):
 
 
 def over_tokens(
-    network: TokenNetwork,
+    network: Network,
     rows: Supervised,
     function: Callable[[Batch], torch.Tensor],
     width: int,

@@ -95,7 +95,10 @@ class MaskedText(LanguageTask):
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> MaskedText:
         """Rebuild the task from `state`."""
-        return cls(int(state["overlap"]), float(state["rate"]), bool(state["whole_words"]))
+        rate, whole_words = state["rate"], state["whole_words"]
+        if type(rate) is not float or not 0 < rate < 1 or type(whole_words) is not bool:
+            raise ValueError(rate)
+        return cls(documents.overlap_of(state), rate, whole_words)
 
     @property
     def state(self) -> dict[str, Any]:

@@ -164,8 +164,7 @@ def predict_file(
     """
     model = load_run(folder)
     if isinstance(model, TunedLanguageModel):
-        language.refuse_pairs(text_pair)
-        return language.predictions(model, source, text=text, encoding=encoding, progress=progress)
+        return language.predictions(model, source, text=text, text_pair=text_pair, encoding=encoding, progress=progress)
     return predictions(model, source, text=text, text_pair=text_pair, encoding=encoding, progress=progress)
 
 
@@ -219,8 +218,9 @@ def evaluate_file(
 
     model = load_run(folder)
     if isinstance(model, TunedLanguageModel):
-        language.refuse_pairs(text_pair)
-        return language.evaluate(folder, model, source, text=text, label=label, encoding=encoding, progress=progress)
+        return language.evaluate(
+            folder, model, source, text=text, text_pair=text_pair, label=label, encoding=encoding, progress=progress
+        )
     data = model.read(source, encoding)
     first, second = _columns(model, data.table, source, text, text_pair)
     name = label or model.label

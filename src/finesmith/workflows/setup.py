@@ -285,14 +285,17 @@ def _metric(recipe: Recipe, data: Prepared, why: dict[str, str]) -> str:
 NEEDS_CONTRAST = frozenset({"auroc", "mcc", "spearman", "pearson", "r2"})
 
 
-def peak_learning_rate(recipe: Recipe, report: LoadReport, why: dict[str, str]) -> float:
-    """Return the learning rate that the recipe names, or the default of method and size, with the reason in `why`."""
+def peak_learning_rate(recipe: Recipe, report: LoadReport, why: dict[str, str], scale: float = 1.0) -> float:
+    """Return the learning rate that the recipe names, or the default of method and size, with the reason in `why`.
+
+    scale: times the usual rates, for a task that needs others.
+    """
     rate = recipe.train.learning_rate
     if isinstance(rate, float):
         return rate
     default, reason = default_learning_rate(recipe.method.name, report.parameters)
-    why["train.learning_rate"] = reason
-    return default
+    why["train.learning_rate"] = reason if scale == 1 else f"{scale:g} times {reason}, as {recipe.task} needs"
+    return default * scale
 
 
 FEWEST_UPDATES = 250

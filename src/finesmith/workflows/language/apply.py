@@ -14,7 +14,7 @@ from finesmith.tasks.language import LanguageTask, Outcome, Reading
 from finesmith.workflows.about import LONGEST, damaged
 
 if TYPE_CHECKING:
-    from finesmith.models.token_heads import TokenNetwork
+    from finesmith.models.forward import Network
     from finesmith.tasks.language import Corpus, Encoded
 
 METHODS = frozenset({"full", "lora"})
@@ -22,17 +22,26 @@ METHODS = frozenset({"full", "lora"})
 
 @dataclass(frozen=True, slots=True)
 class TunedLanguageModel:
-    """A tuned network with all it needs to answer: task, tokenizer limit, and how its files were read."""
+    """A tuned network with all it needs to answer: task, tokenizer limit, and how its files were read.
 
-    network: TokenNetwork
+    base: loads the model before tuning, for tasks that compare with it.
+    """
+
+    network: Network
     task: LanguageTask
     max_length: int
     reading: Reading
     metric: str
+    base: Callable[[], Network]
 
     def answer(self, corpus: Corpus, progress: Callable[[int], None] | None = None) -> tuple[Encoded, Outcome]:
         """Return the rows as tokens, and what the network made of them."""
+        from finesmith.models.adapter_kinds import before_tuning
+
         encoded = self.task.encode(corpus, self.network.tokenizer, self.max_length)
+        if self.task.refers:
+            with before_tuning(self.network, self.base) as network:
+                encoded = self.task.begin(network, encoded, cache=None, key="")
         return encoded, self.task.answer(self.network, encoded, progress)
 
     def laid_out(self, corpus: Corpus) -> Corpus:
@@ -55,7 +64,8 @@ def is_language(folder: Path) -> bool:
     """Whether a model folder is of a task that answers for every token."""
     about = read_json(folder / "finesmith.json")
     task = about.get("task") if isinstance(about, Mapping) else None
-    return isinstance(task, Mapping) and task.get("name") in LANGUAGE
+    name = task.get("name") if isinstance(task, Mapping) else None
+    return isinstance(name, str) and name in LANGUAGE
 
 
 def load_model(folder: Path, *, device: str | None = None) -> TunedLanguageModel:
@@ -69,23 +79,32 @@ def load_model(folder: Path, *, device: str | None = None) -> TunedLanguageModel
     from finesmith.models.load import find, load_tokenizer
     from finesmith.models.reload import find_tokenizer
     from finesmith.train.devices import choose
+    from finesmith.workflows.setup import longest_sequence
 
     about, task = _about(folder)
     adapted = about["method"] == "lora"
     base = find(about["base"], about["revision"]) if adapted else find(str(folder))
-    network, report = task.load(
-        base,
-        load_tokenizer(find_tokenizer(folder), template=task.speaks),
-        seed=0,
-        dtype=torch.float32,
-        device=device or choose("auto").device,
-    )
+    tokenizer = load_tokenizer(find_tokenizer(folder), template=task.speaks)
+    if about["max_length"] > longest_sequence(base, tokenizer):
+        raise damaged(folder / "finesmith.json", "max_length", about["max_length"])
+    how: Any = {"seed": 0, "dtype": torch.float32, "device": device or choose("auto").device}
+    network, report = task.load(base, tokenizer, **how)
     if adapted:
         network.module = load_adapter(network.classifier, folder)
     elif lacking := report.missing + report.new:
         raise ModelError(f"{folder} lacks the weights {', '.join(lacking[:3])}; the folder is damaged")
     network.module.eval()
-    return TunedLanguageModel(network, task, about["max_length"], Reading(**about["reading"]), about["metric"])
+
+    def load_base() -> Network:
+        try:
+            untouched: Network = task.load(find(about["base"], about["revision"]), tokenizer, **how)[0]
+        except ModelError as error:
+            raise ModelError(f"{task.name} are judged by how far the model has moved from its base: {error}") from error
+        return untouched
+
+    return TunedLanguageModel(
+        network, task, about["max_length"], Reading(**about["reading"]), about["metric"], load_base
+    )
 
 
 def _about(folder: Path) -> tuple[dict[str, Any], LanguageTask]:
@@ -111,21 +130,51 @@ def _about(folder: Path) -> tuple[dict[str, Any], LanguageTask]:
     if about["reading"].keys() != known or not all(v is None or type(v) is str for v in about["reading"].values()):
         raise damaged(path, "reading", about["reading"])
     try:
-        return about, tasks.language_task(about["task"]["name"]).from_state(about["task"])
-    except (KeyError, TypeError, ValueError, AttributeError):
+        task = tasks.language_task(about["task"]["name"]).from_state(about["task"])
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise damaged(path, "task", about["task"]) from None
+    if about["metric"] not in task.metrics:
+        raise damaged(path, "metric", about["metric"])
+    _require_labels(folder, task)
+    return about, task
+
+
+def _require_labels(folder: Path, task: LanguageTask) -> None:
+    """Refuse a task whose labels are not those of the saved head, in its order."""
+    if task.labels is None:
+        return
+    config = read_json(folder / "config.json")
+    named = config.get("id2label") if isinstance(config, Mapping) else None
+    if named != {str(number): label for number, label in enumerate(task.labels)}:
+        raise damaged(folder / "finesmith.json", "task", list(task.labels))
 
 
 def predictions(
-    model: TunedLanguageModel, source: str, *, text: str | None, encoding: str | None, progress: Progress | None
+    model: TunedLanguageModel,
+    source: str,
+    *,
+    text: str | None,
+    text_pair: str | None,
+    encoding: str | None,
+    progress: Progress | None,
 ) -> Iterator[Any]:
     """Yield one pyarrow table: the rows of `source` in order, as texts, with what the model makes of each."""
     import pyarrow as pa
 
-    reading = _reading(model, text, None, encoding)
-    corpus = model.laid_out(model.task.read_unlabelled([source], reading))
+    _refuse_pairs(model, text_pair)
+    reading = _reading(model, text=text, text_pair=text_pair, encoding=encoding)
+    given = model.task.read_unlabelled([source], reading)
+    laid = model.task.lay_out(given, model.network.tokenizer, model.task.choices, model.max_length)
+    corpus, kept = (given, range(len(given))) if laid is None else (laid.corpus, laid.kept.tolist())
     _, outcome = model.answer(corpus, _counting(progress, len(corpus)))
-    columns = {"text": list(corpus.texts), **model.task.columns(corpus, outcome, quote=True)}
+    if text_pair is not None and len(corpus.columns_of_texts) < 2:
+        raise DataError(f"{source} has no column {text_pair[:80]!r}; name the second texts with --text-pair COLUMN")
+    columns: dict[str, list[Any]] = {name: list(texts) for name, texts in given.columns_of_texts.items()}
+    for name, values in model.task.columns(corpus, outcome, quote=True).items():
+        # Rows that the model cannot read stay without an answer.
+        column = columns.setdefault(name, [None] * len(given))
+        for place, value in zip(kept, values, strict=True):
+            column[place] = value
     yield pa.table(columns)
 
 
@@ -135,6 +184,7 @@ def evaluate(
     source: str,
     *,
     text: str | None,
+    text_pair: str | None,
     label: str | None,
     encoding: str | None,
     progress: Progress | None,
@@ -142,7 +192,8 @@ def evaluate(
     """Score a run's model on other rows; return scores with intervals, and keep them in the run folder."""
     from finesmith.evaluate.paired import interval
 
-    corpus = model.task.read([source], _reading(model, text, label, encoding))
+    _refuse_pairs(model, text_pair)
+    corpus = model.task.read([source], _reading(model, text=text, text_pair=text_pair, label=label, encoding=encoding))
     model.task.require_known(corpus)
     given, corpus = len(corpus) + sum(corpus.lost.values()), model.laid_out(corpus)
     encoded, outcome = model.answer(corpus, _counting(progress, len(corpus)))
@@ -168,8 +219,7 @@ def evaluate(
 Progress = Callable[[int, int], None]
 
 
-def _reading(model: TunedLanguageModel, text: str | None, label: str | None, encoding: str | None) -> Reading:
-    given = {"text": text, "label": label, "encoding": encoding}
+def _reading(model: TunedLanguageModel, **given: str | None) -> Reading:
     return Reading(**{**asdict(model.reading), **{key: value for key, value in given.items() if value is not None}})
 
 
@@ -186,7 +236,7 @@ def _counting(progress: Progress | None, total: int) -> Callable[[int], None] | 
     return add
 
 
-def refuse_pairs(text_pair: str | None) -> None:
-    """Raise DataError where a second text column is named."""
-    if text_pair is not None:
+def _refuse_pairs(model: TunedLanguageModel, text_pair: str | None) -> None:
+    """Raise DataError where a second text column is named that would not be read."""
+    if text_pair is not None and not model.task.reads_pairs:
         raise DataError("this model reads no second text; leave --text-pair out")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from finesmith.errors import DataError
 
 if TYPE_CHECKING:
-    from finesmith.models.token_heads import TokenNetwork
+    from finesmith.models.forward import Network
     from finesmith.recipe import Recipe
     from finesmith.run import Run
     from finesmith.tasks.language import Baseline
@@ -68,7 +68,7 @@ def fit_baselines(recipe: Recipe, run: Run, data: Gathered, setup: Setup) -> lis
     return fitted
 
 
-def untouched(recipe: Recipe, data: Gathered, setup: Setup) -> Callable[[], TokenNetwork]:
+def untouched(recipe: Recipe, data: Gathered, setup: Setup) -> Callable[[], Network]:
     """Return the function that loads the base model as it came, once."""
     from finesmith.models.load import load_tokenizer
     from finesmith.workflows.language.setup import load_network

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from finesmith.tasks.language import Corpus, Encoded, Outcome
 from finesmith.types import SPLITS, Score, Split
 from finesmith.workflows.compare import write_next
-from finesmith.workflows.language.baselines import Fitted, strongest
+from finesmith.workflows.language.baselines import Fitted, strongest, untouched
 from finesmith.workflows.language.fit import selecting
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from finesmith.evaluate.verdict import Verdict
     from finesmith.recipe import Recipe
     from finesmith.run import Run
+    from finesmith.tasks.language import Ints
     from finesmith.workflows.language.gather import Gathered
     from finesmith.workflows.language.setup import Setup
     from finesmith.workflows.training import Trained
@@ -37,10 +38,15 @@ def compare(
     recipe: Recipe, run: Run, data: Gathered, setup: Setup, baselines: Sequence[Fitted], trained: Trained
 ) -> tuple[dict[str, Any], Opened]:
     """Write predictions, scores, baselines, verdict and the next recipe; return the verdict and the opened test."""
+    from finesmith.models.adapter_kinds import before_tuning
+
     task = data.task
     test = data.test.open(run)
     corpora: dict[Split, Corpus] = {**data.corpora, "test": test}
     opened = task.narrow(task.encode(test, setup.network.tokenizer, setup.max_length), "test")
+    if task.refers:
+        with before_tuning(setup.network, untouched(recipe, data, setup)) as network:
+            opened = task.begin(network, opened, cache=setup.cache, key=setup.before_key)
     encoded = {**setup.encoded, "test": opened}
     outcomes = {split: task.answer(setup.network, encoded[split]) for split in SPLITS}
     measured = {split: task.measure(corpora[split], encoded[split], outcomes[split]) for split in SPLITS}
@@ -48,6 +54,7 @@ def compare(
         split: score_all(recipe, measured[split], corpora[split], exactly=split == "train") for split in SPLITS
     }
     scores["details"] = task.details(test, outcomes["test"])
+    scores["by_source"] = {split: _by_source(recipe, data, measured, corpora, split) for split in SPLITS[1:]}
     run.write_json("scores.json", scores)
     for split in SPLITS:
         _write_predictions(recipe, run, data, split, corpora[split], outcomes[split])
@@ -58,18 +65,43 @@ def compare(
     return verdict.to_json(), Opened(test, encoded["test"], outcomes["test"])
 
 
+def _by_source(
+    recipe: Recipe,
+    data: Gathered,
+    measured: Mapping[Split, Mapping[str, Measurement]],
+    corpora: Mapping[Split, Corpus],
+    split: Split,
+) -> list[dict[str, Any]]:
+    """Return every metric on each source's rows of a split."""
+    return data.mixture.by_source(
+        data.ids[split], lambda rows: score_all(recipe, measured[split], corpora[split], rows=rows)
+    )
+
+
 def score_all(
-    recipe: Recipe, measured: Mapping[str, Measurement], corpus: Corpus, *, exactly: bool = False
+    recipe: Recipe,
+    measured: Mapping[str, Measurement],
+    corpus: Corpus,
+    *,
+    exactly: bool = False,
+    rows: Ints | None = None,
 ) -> dict[str, Any]:
-    """Return every metric with its interval; `exactly`: without one, as on training data, where it means nothing."""
+    """Return every metric with its interval; `exactly`: without one, as on training data, where it means nothing.
+
+    rows: int64, the rows that are measured; None: all.
+    """
     from finesmith.evaluate.paired import interval
 
     found: dict[str, Any] = {}
-    for name, one in measured.items():
+    groups = corpus.groups if rows is None or corpus.groups is None else [corpus.groups[i] for i in rows]
+    for name, whole in measured.items():
+        one = whole
+        if rows is not None:
+            one = replace(whole, statistics=whole.statistics[rows], per_example=whole.per_example[rows])
         if exactly:
             score = None if one.value is None else Score(one.value)
         else:
-            score = interval(one, corpus.groups, recipe.evaluate.bootstrap_samples, recipe.train.seed)
+            score = interval(one, groups, recipe.evaluate.bootstrap_samples, recipe.train.seed)
         found[name] = None if score is None else asdict(score)
     return found
 
@@ -81,7 +113,7 @@ def _write_predictions(
     quote = not recipe.output.redact
     columns: dict[str, Any] = {"id": data.ids[split]}
     if quote:
-        columns["text"] = list(corpus.texts)
+        columns |= {name: list(texts) for name, texts in corpus.columns_of_texts.items()}
     labels = data.task.label_column(corpus, quote=quote)
     if labels is not None:
         columns["label"] = labels

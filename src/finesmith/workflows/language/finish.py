@@ -19,14 +19,13 @@ if TYPE_CHECKING:
 
 
 def finish(recipe: Recipe, run: Run, data: Gathered, setup: Setup, opened: Opened) -> None:
-    """Save the model with its card, reload it and compare its log probabilities on held-out rows.
+    """Save the model with its card, reload it and compare what it answers on held-out rows.
 
     Raises FinesmithError when the reloaded model answers differently: then it must not be shipped.
     """
     import numpy as np
 
     from finesmith.models.adapter_files import save_adapter
-    from finesmith.models.save import save_classifier
     from finesmith.recipe import with_absolute_paths
     from finesmith.report import card
     from finesmith.workflows.language.apply import load_model
@@ -41,7 +40,7 @@ def finish(recipe: Recipe, run: Run, data: Gathered, setup: Setup, opened: Opene
             save_adapter(setup.network, folder)
             name_base(folder, setup.base)
         else:
-            save_classifier(setup.network, folder)
+            data.task.save(setup.network, folder, setup.max_length)
         run.write_json(
             f"{folder.name}/finesmith.json",
             {
@@ -57,10 +56,9 @@ def finish(recipe: Recipe, run: Run, data: Gathered, setup: Setup, opened: Opene
         )
         data.task.complete(setup.network, folder)
         again = data.task.answer(load_model(folder, device=setup.device.device).network, rows)
-        assert again.log_probabilities is not None
-        assert evaluated.log_probabilities is not None
-        gap = float(np.abs(again.log_probabilities - evaluated.log_probabilities).max())
-        tolerance = 1e-4 * max(1.0, float(np.abs(evaluated.log_probabilities).max()))
+        expected = data.task.proof(evaluated)
+        gap = float(np.abs(data.task.proof(again) - expected).max())
+        tolerance = 1e-4 * max(1.0, float(np.abs(expected).max()))
         run.write_json("model.json", {**read_json(run.folder / "model.json"), "reload_gap": gap})
         if told := data.task.differs(evaluated, again):
             raise FinesmithError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,8 @@ from finesmith.workflows.setup import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from finesmith.models.forward import Network
     from finesmith.models.load import Base, LoadReport
-    from finesmith.models.token_heads import TokenNetwork
     from finesmith.recipe import Recipe
     from finesmith.run import Run
     from finesmith.train.devices import Device
@@ -39,7 +40,7 @@ class Setup:
 
     device: Device
     base: Base
-    network: TokenNetwork
+    network: Network
     report: LoadReport
     encoded: Mapping[Split, Encoded]
     max_length: int
@@ -52,6 +53,7 @@ class Setup:
     micro_batch_size: int
     forecast: Mapping[str, Any]
     weights_key: str
+    before_key: str
     fingerprint: dict[str, str]
     cache: Path | None
     why: dict[str, str]
@@ -72,7 +74,9 @@ def set_up(
     machine cannot do.
     """
     from finesmith.models.adapter_kinds import add_adapter
+    from finesmith.models.encoder import Encoder
     from finesmith.models.layers import freeze_lowest
+    from finesmith.models.token_heads import TokenNetwork
 
     device = choose_device(recipe, threads)
     network, report = load_network(recipe, data, base, tokenizer, device)
@@ -82,27 +86,29 @@ def set_up(
     for name, rows in encoded.items():
         for note in rows.notes:
             run.record("note", message=f"{name}: {note}")
+    # Nothing is added or frozen yet, and a checkpoint is restored later: these are the weights before tuning.
+    key = before_key(base, network, device)
+    encoded = {name: task.begin(network, rows, cache=cache_folder(recipe), key=key) for name, rows in encoded.items()}
     if recipe.method.freeze_layers:
         freeze_lowest(network.classifier, recipe.method.freeze_layers)
     if recipe.method.name == "lora":
         options = dict(add_adapter(network, "lora", recipe.method.lora, seed=recipe.train.seed, purpose=task.purpose))
-    encoded = {name: task.narrow(task.begin(network, rows), name) for name, rows in encoded.items()}
-    why = {
-        **data.why,
-        **{key: reason for key, (_, reason) in task.settled.items() if value_of(recipe, key) in (None, "auto")},
-    }
+    encoded = {name: task.narrow(rows, name) for name, rows in encoded.items()}
+    settled = {key: reason for key, (value, reason) in task.settled.items() if value_of(recipe, key) != value}
+    why = {**data.why, **settled}
     metric = _metric(recipe, data, why)
-    rate = peak_learning_rate(recipe, report, why)
+    rate = peak_learning_rate(recipe, report, why, task.rate_scale)
     epochs, evaluations = duration(recipe, len(encoded["train"].rows), why)
     config = network.classifier.config
     width = len(task.labels or ())
-    if not width and not network.split:
+    if not width and isinstance(network, TokenNetwork) and not network.split:
         # Else the logits of words are made a few at a time, and only where they are asked for.
         width = int(config.get_text_config().vocab_size)
     micro, forecast = fit_memory(recipe, network, encoded["train"].rows.lengths(), device, width)
     if recipe.train.micro_batch_size is None:
         why["train.micro_batch_size"] = "the most that is forecast to fit into memory"
-    facts = model_facts(recipe, base, network, report, device, forecast, options, None)
+    pooling = network.pooling if isinstance(network, Encoder) else None
+    facts = model_facts(recipe, base, network, report, device, forecast, options, pooling)
     run.write_json("model.json", {**facts, "head": task.kind})
     return Setup(
         device=device,
@@ -120,15 +126,24 @@ def set_up(
         micro_batch_size=micro,
         forecast=forecast,
         weights_key=weights_key(base, ()),
+        before_key=key,
         fingerprint={},
         cache=cache_folder(recipe),
         why=why,
     )
 
 
+def before_key(base: Base, network: Network, device: Device) -> str:
+    """Name the weights before tuning and all by which a machine could compute otherwise with them."""
+    from finesmith.run import versions
+
+    how = f"{device.device} {device.threads} threads, {next(network.module.parameters()).dtype}, {network.why}"
+    return f"{weights_key(base, ())}; {how}; {json.dumps(versions(), sort_keys=True)}"
+
+
 def load_network(
     recipe: Recipe, data: Gathered, base: Base, tokenizer: PreTrainedTokenizerBase, device: Device
-) -> tuple[TokenNetwork, LoadReport]:
+) -> tuple[Network, LoadReport]:
     """Load the base model under the head that the task needs."""
     import torch
 
