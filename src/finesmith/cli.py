@@ -36,6 +36,7 @@ app = typer.Typer(
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override any recipe key; repeat.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the result.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+RunOrModel = Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run folder, or a model folder by itself.")]
 RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")]
 Plan = Annotated[list[str], typer.Argument(metavar="DATA|RECIPE", help="Data (files, a folder, a hub id) or a recipe.")]
 Text = Annotated[str | None, typer.Option("--text", help="The text column, where it has another name.")]
@@ -179,7 +180,7 @@ def resume(
 
 @command
 def predict(
-    folder: RunFolder,
+    folder: RunOrModel,
     data: Annotated[str, typer.Argument(metavar="DATA", help="A file with the text column(s) the model reads.")],
     out: Annotated[
         str | None, typer.Option("--out", "-o", help="csv, jsonl or parquet; default: csv to the screen.")
@@ -215,7 +216,7 @@ def predict(
 
 @command
 def evaluate(
-    folder: RunFolder,
+    folder: RunOrModel,
     data: Annotated[str, typer.Option("--data", help="A labelled file.")],
     text: Text = None,
     text_pair: TextPair = None,
@@ -244,6 +245,33 @@ def evaluate(
         if score is not None:
             interval = "" if score["low"] is None else f"   95 % interval {score['low']:.4f} to {score['high']:.4f}"
             typer.echo(f"  {name:18} {score['value']:.4f}{interval}")
+
+
+@command
+def merge(
+    folder: RunOrModel,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="The folder to write; default RUN/merged, or MODEL-merged.")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Number type of the merged weights: float32, bfloat16 or float16.")
+    ] = "float32",
+    as_json: Json = False,
+) -> None:
+    """Merge a tuned adapter into its base model: a plain model folder, proven to answer the same."""
+    from finesmith.workflows.merge import merge as run_merge
+
+    made = run_merge(folder, out=out, dtype=dtype)
+    if as_json:
+        _print_json(made)
+        return
+    typer.echo(_clean(f"{made['folder']}: {made['method']} merged into {made['architecture']}, {made['dtype']}"))
+    typer.echo(
+        _clean(
+            f"compared on {made['compared']}: outputs differ by {made['gap']:.1e} of the largest "
+            f"(allowed {made['tolerance']:.0e}; the adapter moves them by {made['moved']:.1e})"
+        )
+    )
 
 
 @command

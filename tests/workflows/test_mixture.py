@@ -214,7 +214,7 @@ def test_scores_of_a_source_are_those_of_its_rows_measured_alone() -> None:
 
     from finesmith.evaluate.measurement import mean_of
     from finesmith.evaluate.paired import interval
-    from finesmith.tasks.language import Corpus
+    from finesmith.tasks.corpus import Corpus
     from finesmith.workflows.language.compare import _by_source
     from finesmith.workflows.mixture import mixture_of
 

@@ -34,6 +34,7 @@ METRICS: dict[Kind, tuple[str, ...]] = {
 MEASURED = (
     "span_f1", "span_precision", "span_recall", "token_accuracy", "bits_per_byte", "perplexity", "pseudo_perplexity",
     "final_number_match", "exact_match", "normalised_match", "rouge_1", "rouge_2", "rouge_l", "chrf", "bleu",
+    "reward_accuracy", "reward_margin", "preference_loss",
     "ndcg@10", "accuracy@1", "recall@10", "mrr", "map",
 )  # fmt: skip
 
@@ -67,6 +68,9 @@ HIGHER_IS_BETTER: dict[str, bool] = {
     "rouge_l": True,
     "chrf": True,
     "bleu": True,
+    "reward_accuracy": True,
+    "reward_margin": True,
+    "preference_loss": False,
     "ndcg@10": True,
     "accuracy@1": True,
     "recall@10": True,
@@ -104,6 +108,9 @@ DISPLAY_NAMES: dict[str, str] = {
     "rouge_l": "ROUGE-L",
     "chrf": "chrF",
     "bleu": "BLEU",
+    "reward_accuracy": "reward accuracy",
+    "reward_margin": "reward margin",
+    "preference_loss": "preference loss",
     "ndcg@10": "nDCG@10",
     "accuracy@1": "accuracy@1",
     "recall@10": "recall@10",

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from finesmith.recipe.language import BASELINES, LANGUAGE, METHODS, READ_BY, UNREAD
+from finesmith.recipe.language import (
+    ADAPTERS,
+    BASELINES,
+    LANGUAGE,
+    LORA_KINDS,
+    PREFERENCE_LOSSES,
+    READ_BY,
+    UNREAD,
+    methods_of,
+)
 from finesmith.recipe.scalars import show
 from finesmith.recipe.schema import USUAL_BASELINES, Data, Recipe
 
@@ -55,10 +64,12 @@ _OF_STEPS = (
 _IDLE = (
     *(_Idle(key, "method.name", _method("features"), "set method.name: full") for key in _OF_STEPS),
     _Idle("train.focal_gamma", "train.loss", lambda r: r.train.loss != "focal", "set train.loss: focal"),
-    _Idle("method.lora", "method.name", lambda r: r.method.name != "lora", "set method.name: lora"),
-    _Idle("method.layer_decay", "method.name", _method("features"), "set method.name: full"),
+    _Idle("method.lora", "method.name", lambda r: r.method.name not in LORA_KINDS, "set method.name: lora"),
+    _Idle("method.prompt_tokens", "method.name", lambda r: r.method.name != "prompt", "set method.name: prompt"),
+    _Idle("method.layer_decay", "method.name", _method("features", "prompt"), "set method.name: full"),
     _Idle("data.weights", "method.name", _method("features"), "set method.name: full"),
-    _Idle("method.freeze_layers", "method.name", _method("features", "lora"), "set method.name: full"),
+    _Idle("method.freeze_layers", "method.name", _method("features", *ADAPTERS), "set method.name: full"),
+    _Idle("model.attention", "method.name", _method("prompt"), "set method.name: lora"),
     _Idle(
         "method.pooling",
         "method.name",
@@ -110,6 +121,15 @@ _IDLE = (
         lambda r: tuple(r.evaluate.baselines) != USUAL_BASELINES and "few_shot" not in r.evaluate.baselines,
         "add few_shot to evaluate.baselines",
     ),
+    *(
+        _Idle(
+            f"preference.{key}",
+            "train.loss",
+            lambda r, key=key: key not in PREFERENCE_LOSSES.get(r.train.loss, (key,)),  # type: ignore[misc]
+            "set train.loss: " + next(loss for loss, read in PREFERENCE_LOSSES.items() if key in read),
+        )
+        for key in dict.fromkeys(key for read in PREFERENCE_LOSSES.values() for key in read)
+    ),
     *(_Idle(key, "task", _task(task), "set another task") for task, unread in UNREAD.items() for key in unread),
 )
 
@@ -158,12 +178,18 @@ def _task_conflicts(recipe: Recipe) -> Iterator[Conflict]:
             ("evaluate.baselines", "task"),
             f"evaluate.baselines names {odd[0]}, which task {recipe.task} does not have; choose of {', '.join(known)}",
         )
+    loss, prefers = recipe.train.loss, recipe.task == "preferences"
+    if loss != "cross_entropy" and prefers != (loss in PREFERENCE_LOSSES):
+        fitting = ", ".join(PREFERENCE_LOSSES) if prefers else "cross_entropy or focal"
+        yield Conflict(
+            ("train.loss", "task"), f"train.loss is {loss}, which task {recipe.task} does not have; use {fitting}"
+        )
     if recipe.task not in LANGUAGE:
         return
-    if recipe.method.name not in METHODS:
+    if recipe.method.name not in (methods := methods_of(recipe.task)):
         yield Conflict(
             ("method.name", "task"),
-            f"method.name is {recipe.method.name}, which task {recipe.task} does not have; use {' or '.join(METHODS)}",
+            f"method.name is {recipe.method.name}, which task {recipe.task} does not have; use {' or '.join(methods)}",
         )
     if recipe.task == "embeddings":
         yield from _embedding_conflicts(recipe)
@@ -173,6 +199,23 @@ def _task_conflicts(recipe: Recipe) -> Iterator[Conflict]:
                 (f"data.audit.{name}", "task"),
                 f"data.audit.{name} is fix, which would move what task {recipe.task} learns; use keep, drop or stop",
             )
+
+
+def _embedding_conflicts(recipe: Recipe) -> Iterator[Conflict]:
+    """Yield what embeddings cannot be learnt with."""
+    if recipe.train.batch_size < FEWEST_IN_BATCH:
+        yield Conflict(
+            ("train.batch_size", "task"),
+            f"train.batch_size is {recipe.train.batch_size}, expected at least {FEWEST_IN_BATCH}: each row of a batch "
+            "is told from the others; a usual value is 32 to 256",
+        )
+    others = [name for name in ("text_pair", "negative") if dict(recipe.data)[name] is not None]
+    if recipe.data.label is not None and others:
+        yield Conflict(
+            ("data.label", f"data.{others[0]}"),
+            f"data.label is {show(recipe.data.label)} and data.{others[0]} names a column too, but texts are told "
+            "apart either by labels or by pairs; keep one of the two",
+        )
 
 
 def _weight_conflicts(data: Data) -> Iterator[Conflict]:
@@ -194,25 +237,7 @@ def _weight_conflicts(data: Data) -> Iterator[Conflict]:
         )
 
 
-def _embedding_conflicts(recipe: Recipe) -> Iterator[Conflict]:
-    """Yield what embeddings cannot be learnt with."""
-    if recipe.train.batch_size < FEWEST_IN_BATCH:
-        yield Conflict(
-            ("train.batch_size", "task"),
-            f"train.batch_size is {recipe.train.batch_size}, expected at least {FEWEST_IN_BATCH}: each row of a batch "
-            "is told from the others; a usual value is 32 to 256",
-        )
-    others = [name for name in ("text_pair", "negative") if dict(recipe.data)[name] is not None]
-    if recipe.data.label is not None and others:
-        yield Conflict(
-            ("data.label", f"data.{others[0]}"),
-            f"data.label is {show(recipe.data.label)} and data.{others[0]} names a column too, but texts are told "
-            "apart either by labels or by pairs; keep one of the two",
-        )
-
-
 def _data_conflicts(data: Data) -> Iterator[Conflict]:
-    yield from _weight_conflicts(data)
     if data.messages is not None and (data.prompt is not None or data.completion is not None):
         yield Conflict(
             ("data.messages", "data.prompt", "data.completion"),
@@ -225,6 +250,7 @@ def _data_conflicts(data: Data) -> Iterator[Conflict]:
             (f"data.{one}", f"data.{other}"),
             f"data.{one} is {show(data.prompt or data.completion)} but data.{other} is not named; name both",
         )
+    yield from _weight_conflicts(data)
     for given, sources in (("validation", data.validation), ("test", data.test)):
         if sources is not None and data.split is not None:
             yield Conflict(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+# The methods that train an adapter on frozen weights, and those of them that are kinds of LoRA.
+LORA_KINDS = ("lora", "rslora", "dora", "pissa")
+ADAPTERS = (*LORA_KINDS, "ia3", "prompt")
 # By task, the baselines it knows, in the order in which they are run.
 BASELINES: Mapping[str, tuple[str, ...]] = {
     "token-classification": ("majority", "word_tag"),
     "causal-text": ("base", "ngram"),
     "masked-text": ("base", "unigram"),
     "instruct": ("base", "few_shot", "nearest", "frequent"),
+    "preferences": ("base", "longer", "majority"),
     "embeddings": ("base", "tfidf"),
 }
 LANGUAGE = frozenset(BASELINES)
@@ -46,6 +50,13 @@ UNREAD: Mapping[str, tuple[str, ...]] = {
     "causal-text": (*_UNREAD, *_OF_ROWS),
     "masked-text": (*_UNREAD, *_OF_ROWS),
     "instruct": (*_UNREAD, *_OF_ANSWERS),
+    "preferences": (
+        *(key for key in _UNREAD if key not in ("data.audit.missing_labels", "train.loss")),
+        "data.text",
+        "data.label",
+        "data.audit.length",
+        "data.audit.truncation",
+    ),
     "embeddings": (*(key for key in _UNREAD if key not in _OF_RELATED), "data.weights"),
 }
 # Keys that these tasks alone read.
@@ -54,9 +65,13 @@ READ_BY: Mapping[str, tuple[str, ...]] = {
     "data.overlap": ("causal-text", "masked-text"),
     "mask.rate": ("masked-text",),
     "mask.whole_words": ("masked-text",),
-    **dict.fromkeys(("data.messages", "data.prompt", "data.completion", "data.malformed"), TALKS),
+    **dict.fromkeys(("data.messages", "data.prompt", "data.completion"), TALKS),
+    "data.malformed": (*TALKS, "preferences"),
+    **dict.fromkeys(("text.template", "text.too_long"), (*WRITTEN, "preferences")),
+    **dict.fromkeys(("text.loss", "evaluate.shots", "evaluate.generated_rows"), WRITTEN),
     **dict.fromkeys(
-        ("text.template", "text.loss", "text.too_long", "evaluate.shots", "evaluate.generated_rows"), WRITTEN
+        (f"preference.{key}" for key in ("beta", "smoothing", "odds_weight", "desirable_weight", "undesirable_weight")),
+        ("preferences",),
     ),
     **{
         f"generation.{key}": WRITTEN
@@ -68,4 +83,17 @@ READ_BY: Mapping[str, tuple[str, ...]] = {
     "contrast.margin": ("embeddings",),
     "contrast.widths": ("embeddings",),
 }
-METHODS = ("full", "lora")
+# The losses of preferences, each with the numbers of the section preference that it reads.
+PREFERENCE_LOSSES: Mapping[str, tuple[str, ...]] = {
+    "dpo": ("beta", "smoothing"),
+    "ipo": ("beta",),
+    "orpo": ("odds_weight",),
+    "kto": ("beta", "desirable_weight", "undesirable_weight"),
+}
+# Tasks whose models peft can put a prompt before, and which let the network alone run them.
+PROMPTED = frozenset({"token-classification", "causal-text"})
+
+
+def methods_of(task: str) -> tuple[str, ...]:
+    """Return the methods by which a task that answers for every token can be tuned."""
+    return ("full", *(name for name in ADAPTERS if name != "prompt" or task in PROMPTED))

@@ -45,6 +45,9 @@ METRIC_NAMES = {
     "rouge_l": "ROUGE-L",
     "chrf": "chrF",
     "bleu": "BLEU",
+    "reward_accuracy": "Reward accuracy",
+    "reward_margin": "Reward margin",
+    "preference_loss": "Preference loss",
     "ndcg@10": "nDCG@10",
     "accuracy@1": "Accuracy@1",
     "recall@10": "Recall@10",
@@ -55,6 +58,7 @@ PERCENT_METRICS = frozenset(
     {"accuracy", "balanced_accuracy", "subset_accuracy", "hamming_accuracy", "macro_f1", "micro_f1", "weighted_f1"}
     | {"f1", "precision", "recall", "calibration_error", "ece"}
     | {
+        "reward_accuracy",
         "span_f1",
         "span_precision",
         "span_recall",
@@ -73,7 +77,7 @@ PERCENT_METRICS = frozenset(
 )
 LOWER_IS_BETTER = frozenset(
     {"calibration_error", "ece", "brier", "log_loss", "loss", "rmse", "mae", "mse"}
-    | {"bits_per_byte", "perplexity", "pseudo_perplexity"}
+    | {"bits_per_byte", "perplexity", "pseudo_perplexity", "preference_loss"}
 )
 
 SYSTEM_NAMES = {

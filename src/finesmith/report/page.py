@@ -117,6 +117,7 @@ def render(folder: RunFolder) -> str:
         confusion=sections.confusion(folder),
         classes=sections.per_class(folder),
         calibration=sections.calibration(folder),
+        moved=sections.moved_answers(folder),
         mistakes=_mistakes(wrong, given=len(sections.class_names(folder)) > 2),
         answers=written,
         gap=curves.gap(folder),

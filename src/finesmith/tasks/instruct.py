@@ -12,7 +12,8 @@ from finesmith.errors import DataError
 from finesmith.tasks import dialogues
 from finesmith.tasks.answer_scores import MARKED, MOSTLY, share_marked, share_short
 from finesmith.tasks.answers import AnswerTask
-from finesmith.tasks.language import Corpus, LanguageTask, Reading
+from finesmith.tasks.corpus import Corpus, Reading
+from finesmith.tasks.language import LanguageTask
 
 if TYPE_CHECKING:
     from finesmith.data.sources import Source
@@ -75,14 +76,15 @@ def _read(source: str, reading: Reading) -> Corpus:
     if not kept:
         refuse(faults, len(rows))
         raise DataError(f"{table.origins[0].name} holds no answers to imitate in {len(rows):,} rows")
+    named = {"messages": reading.messages, "prompt": reading.prompt, "completion": reading.completion}
     lost = {"malformed": len(bad), "marked as not to be imitated": len(found.disliked)}
     references = tuple((one.turns[dialogues.last_answer(one)].content.strip(),) for one in kept)
-    origin = replace(table.origins[0], notes=(*table.origins[0].notes, f"conversations in the form {_form(layout)}"))
+    origin = replace(table.origins[0], notes=(*table.origins[0].notes, f"conversations in the form {layout.reason}"))
     return dialogues.corpus(
         dialogues.Dialogues(kept, references),
         [places[one.id] for one in kept],
         origins=[origin, *table.origins[1:]],
-        columns=_named(layout),
+        columns={role: name for role, name in named.items() if name is not None},
         lost={reason: count for reason, count in lost.items() if count},
     )
 
@@ -99,20 +101,6 @@ def _layout(rows: Sequence[Mapping[str, Any]], reading: Reading, name: str) -> L
     except DataError as error:
         keys = "data.messages, or data.prompt and data.completion, name columns in a recipe"
         raise DataError(f"{name}: {error} ({keys})") from None
-
-
-def _form(layout: Layout) -> str:
-    """Say how a file writes conversations down, the same whether its columns were found or named."""
-    if layout.kind != "pair":
-        return layout.reason
-    return f"prompt and answer: the columns {layout.columns['prompt']!r} and {layout.columns['completion']!r}"
-
-
-def _named(layout: Layout) -> dict[str, str]:
-    """Return the columns by the recipe's keys, where these alone say how the file is read."""
-    roles = {"messages"} if layout.kind in ("messages", "sharegpt") else {"prompt", "completion"}
-    known = layout.kind in ("messages", "sharegpt", "pair")
-    return {role: layout.columns[role] for role in sorted(roles)} if known else {}
 
 
 def _broken(table: Source, conversations: Sequence[Conversation], places: Sequence[str]) -> list[Fault]:

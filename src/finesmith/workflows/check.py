@@ -14,6 +14,7 @@ from finesmith.recipe import LANGUAGE
 from finesmith.run import Listener, Run, plain, read_json
 from finesmith.workflows import shown
 from finesmith.workflows.language import check as language
+from finesmith.workflows.language.infer import with_task
 from finesmith.workflows.recognise import recognised
 from finesmith.workflows.seen import Seen
 from finesmith.workflows.withhold import withheld
@@ -56,8 +57,9 @@ def check(recipe: Recipe, *, show: bool = False, listeners: Sequence[Listener] =
         run.withhold = withheld
         run.listeners.extend(listeners)
         try:
+            recipe, reason = with_task(recipe)
             recipe = recognised(recipe, run)
-            seen = language.look(recipe, run) if recipe.task in LANGUAGE else look(recipe, run)
+            seen = language.look(recipe, run, reason) if recipe.task in LANGUAGE else look(recipe, run)
             findings = read_json(run.folder / "audit.json")["findings"]
         finally:
             run.close()
@@ -173,14 +175,14 @@ def _forecast(recipe: Recipe, data: Prepared, setup: Setup) -> dict[str, Any]:
     if recipe.method.name == "features":
         return {"steps": 0, "seconds": None, **memory}
     plan, loss_sum = plan_of(recipe, data, setup), loss_of(data, setup)
-    lengths = setup.tokens.lengths()[data.positions["train"]]
-    return {**timed(recipe, setup.network, plan, loss_sum, float(lengths.mean())), **memory}
+    tokens = int(setup.tokens.lengths()[data.positions["train"]].sum())
+    return {**timed(recipe, setup.network, plan, loss_sum, tokens / plan.steps_per_epoch), **memory}
 
 
 def timed(
     recipe: Recipe, network: Network, plan: Plan, loss_sum: Callable[[Batch], Any], tokens: float
 ) -> dict[str, Any]:
-    """Time a few real steps; `tokens`: the mean length of a training row."""
+    """Time a few real steps; `tokens`: how many a usual step has."""
     from finesmith.train.loop import train
     from finesmith.train.optimiser import Schedule
     from finesmith.workflows.training import new_optimizer
@@ -190,7 +192,7 @@ def timed(
     # A learning rate of 0: the steps cost what they cost, and the weights stay.
     for step in train(network.module, loss_sum, new_optimizer(recipe, network, 0.0), schedule, plan):
         # Batches differ in length: what the step would cost with the usual number of tokens.
-        seconds.append(step.seconds * tokens * step.examples / step.tokens)
+        seconds.append(step.seconds * tokens / step.tokens)
         if len(seconds) == TIMED_STEPS or time.perf_counter() - began > TIMED_SECONDS:
             break
     # The first one also allocates, so the least is the fairest.
@@ -260,8 +262,10 @@ def infer_recipe(recipe: Recipe) -> str:
     with tempfile.TemporaryDirectory(prefix="finesmith-init-") as folder:
         run = Run.create(Path(folder) / "init", command="init")
         try:
+            recipe, reason = with_task(recipe)
             recipe = recognised(recipe, run)
-            resolved, why = language.resolved(recipe, run) if recipe.task in LANGUAGE else _resolved(recipe, run)
+            of_language = recipe.task in LANGUAGE
+            resolved, why = language.resolved(recipe, run, reason) if of_language else _resolved(recipe, run)
         finally:
             run.close()
     # What depends on the moment stays open: free memory, and the range test that only a run makes.

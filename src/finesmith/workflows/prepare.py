@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from finesmith.aside import Aside
 from finesmith.errors import DataError, RunError
@@ -234,9 +234,9 @@ def _options(recipe: Recipe, profile: ColumnProfile) -> Options:
     from finesmith.tasks.protocol import Options
 
     t = recipe.train
-    return Options(
-        recipe.data.separator or profile.separator, t.loss, t.focal_gamma, t.class_weights, t.label_smoothing
-    )
+    # The losses of preferences are refused for tasks of labels.
+    loss: Literal["focal", "cross_entropy"] = "focal" if t.loss == "focal" else "cross_entropy"
+    return Options(recipe.data.separator or profile.separator, loss, t.focal_gamma, t.class_weights, t.label_smoothing)
 
 
 def _cleaning(recipe: Recipe) -> Cleaning:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from finesmith.guards.preflight import Probed
     from finesmith.recipe import Recipe
     from finesmith.run import Run
-    from finesmith.tasks.language import Encoded
+    from finesmith.tasks.corpus import Encoded
     from finesmith.types import Batch
     from finesmith.workflows.language.gather import Gathered
     from finesmith.workflows.language.setup import Setup
@@ -21,29 +21,30 @@ PROBE_ROWS = 16
 PROBE_TOKENS = 512
 
 
-def look(recipe: Recipe, run: Run) -> Seen:
+def look(recipe: Recipe, run: Run, reason: str | None = None) -> Seen:
     """Prepare as `tune` does, probe and time."""
     from finesmith.workflows.check import plan_as_told, timed
     from finesmith.workflows.language.fit import loss_of, plan_of
     from finesmith.workflows.language.story import begin
 
-    data, setup = begin(recipe, run)
+    data, setup = begin(recipe, run, None, reason)
     probes = preflight(recipe, data, setup)
-    usual = float(setup.encoded["train"].rows.lengths().mean())
+    plan = plan_of(recipe, data, setup)
+    usual = int(setup.encoded["train"].rows.lengths().sum()) / plan.steps_per_epoch
     forecast = {
-        **timed(recipe, setup.network, plan_of(recipe, data, setup), loss_of(data, setup), usual),
+        **timed(recipe, setup.network, plan, loss_of(data, setup), usual),
         "memory_bytes": setup.forecast["total"],
         "memory_free_bytes": setup.forecast["free"],
     }
-    plan = plan_as_told(recipe, setup, data.summary["tokens"])
-    return Seen(data.summary, probes, plan, forecast, shown.of_tokens(recipe, data, setup))
+    told = plan_as_told(recipe, setup, data.summary["tokens"])
+    return Seen(data.summary, probes, told, forecast, shown.of_tokens(recipe, data, setup))
 
 
-def resolved(recipe: Recipe, run: Run) -> tuple[Recipe, dict[str, str]]:
+def resolved(recipe: Recipe, run: Run, reason: str | None = None) -> tuple[Recipe, dict[str, str]]:
     """Return the recipe with every inferred value in it, and why."""
     from finesmith.workflows.language.story import begin, resolve
 
-    data, setup = begin(recipe, run)
+    data, setup = begin(recipe, run, None, reason)
     return resolve(recipe, data, setup), setup.why
 
 
@@ -58,7 +59,7 @@ def preflight(recipe: Recipe, data: Gathered, setup: Setup) -> list[Probed]:
     usual, _ = default_learning_rate(recipe.method.name, setup.report.parameters)
     found = [
         probes.memory_fits(dict(setup.forecast), setup.micro_batch_size, recipe.train.batch_size),
-        probes.learning_rate_in_range(setup.learning_rate, usual, recipe.method.name),
+        probes.learning_rate_in_range(setup.learning_rate, usual * data.task.rate_scale, recipe.method.name),
     ]
     if labels is not None:
         order = {int(i): name for i, name in (network.classifier.config.id2label or {}).items()}
@@ -88,7 +89,8 @@ def _longest(data: Gathered, setup: Setup) -> Batch:
     chosen = order[: max(2, int((lengths[order].cumsum() <= PROBE_TOKENS).sum()))][::-1]
     chosen = data.task.probed(encoded, chosen)
     chosen = chosen[np.argsort(lengths[chosen], kind="stable")]
-    return data.task.batch(encoded, chosen, data.ids["train"], 0, 0, setup.network.device)
+    made = data.task.batch(encoded, chosen, data.ids["train"], 0, 0, setup.network.device)
+    return data.task.prepared(setup.network, encoded, [made])[0]
 
 
 def _some(data: Gathered, setup: Setup) -> Encoded:

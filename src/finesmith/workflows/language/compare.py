@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from finesmith.tasks.language import Corpus, Encoded, Outcome
+from finesmith.tasks.corpus import Corpus, Encoded, Outcome
 from finesmith.types import SPLITS, Score, Split
 from finesmith.workflows.compare import write_next
-from finesmith.workflows.language.baselines import Fitted, strongest
+from finesmith.workflows.language.baselines import Fitted, strongest, untouched
 from finesmith.workflows.language.fit import selecting
 
 if TYPE_CHECKING:
@@ -38,10 +38,15 @@ def compare(
     recipe: Recipe, run: Run, data: Gathered, setup: Setup, baselines: Sequence[Fitted], trained: Trained
 ) -> tuple[dict[str, Any], Opened]:
     """Write predictions, scores, baselines, verdict and the next recipe; return the verdict and the opened test."""
+    from finesmith.models.adapter_kinds import before_tuning
+
     task = data.task
     test = data.test.open(run)
     corpora: dict[Split, Corpus] = {**data.corpora, "test": test}
     opened = task.narrow(task.encode(test, setup.network.tokenizer, setup.max_length), "test")
+    if task.refers:
+        with before_tuning(setup.network, untouched(recipe, data, setup)) as network:
+            opened = task.begin(network, opened, cache=setup.cache, key=setup.before_key)
     encoded = {**setup.encoded, "test": opened}
     outcomes = {split: task.answer(setup.network, encoded[split]) for split in SPLITS}
     measured = {split: task.measure(corpora[split], encoded[split], outcomes[split]) for split in SPLITS}

@@ -61,17 +61,17 @@ def plan_of(recipe: Recipe, data: Gathered, setup: Setup) -> Plan:
     lengths = encoded.rows.lengths()
     device, ids = setup.network.device, data.ids["train"]
     per_epoch = task.steps_per_epoch(encoded, t.batch_size)
-    order = None if recipe.data.weights is None else data.mixture.order(recipe, _owners(data, setup, lengths))
+    mixed = None if recipe.data.weights is None else data.mixture.order(recipe, _owners(data, setup, lengths))
 
     def make(step: int) -> tuple[Sequence[Batch], int]:
         epoch = step // per_epoch
-        if order is None:
+        if mixed is None:
             chosen = task.order(encoded, t.batch_size, t.seed, step)
         else:
-            chosen = batch_positions(len(lengths), t.batch_size, seed=t.seed, step=step, order=order)
+            chosen = batch_positions(len(lengths), t.batch_size, seed=t.seed, step=step, order=mixed)
         parts = micro_batches(chosen, lengths, setup.micro_batch_size)
         made = [task.batch(encoded, part, ids, epoch, t.seed, device) for part in parts]
-        return made, max(1, task.units(made))
+        return task.prepared(setup.network, encoded, made), max(1, task.units(made))
 
     steps = max(1, round(per_epoch * setup.epochs))
     found = task.backward(setup.network, lambda: precision(setup))
@@ -82,6 +82,8 @@ def _owners(data: Gathered, setup: Setup, lengths: Ints) -> Ints:
     """Return the id of the row that each training sequence is made from, as its batches name it."""
     import numpy as np
 
+    if len(lengths) == len(data.ids["train"]):
+        return data.ids["train"]
     owners = np.empty(len(lengths), np.int64)
     order = np.argsort(lengths, kind="stable")
     for start in range(0, len(order), NAMED_AT_ONCE):

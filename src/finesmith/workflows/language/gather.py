@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 from finesmith.data.sources import refuse_twice
 from finesmith.discreet import discreet
 from finesmith.errors import DataError, RunError
-from finesmith.tasks.language import Choices, Contrast, Corpus, LanguageTask, Reading, Speech
+from finesmith.recipe import replace as replace_keys
+from finesmith.tasks.corpus import Choices, Contrast, Corpus, Reading, Speech
+from finesmith.tasks.language import LanguageTask
+from finesmith.tasks.preference_losses import Objective
 from finesmith.types import SPLITS, Examples, Finding, Split
 from finesmith.workflows.about import LONGEST
 from finesmith.workflows.mixture import Mixture, mixture_of
 from finesmith.workflows.prepare import complete, refuse_tiny, tell_findings, token_lengths, where, write_splits
-from finesmith.workflows.rows import as_list
+from finesmith.workflows.rows import as_list, naming
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,7 +107,8 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
     kept = keep.nonzero()[0]
     if not len(kept):
         raise DataError(f"{corpus.origins[0].name}: none of the {len(corpus):,} {kind.unit} can be used; see the audit")
-    splits, notes = _split(recipe, kind, corpus, given, kept, clusters)
+    with naming(corpus.origins[0].name):
+        splits, notes = _split(recipe, kind, corpus, given, kept, clusters)
     for note in notes:
         run.record("note", message=note)
     positions = {name: kept[where(splits, name)] for name in SPLITS}
@@ -112,11 +116,13 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
     if len(positions["test"]) < FEWEST_TESTED:
         raise DataError(
             f"the test split holds {len(positions['test'])} {kind.unit}, too few to compare models on; expected "
-            f"at least {FEWEST_TESTED}: raise data.test_fraction, add {kind.unit}, or part them with "
-            "data.document_separator"
+            f"at least {FEWEST_TESTED}: raise data.test_fraction, or add {kind.unit}"
+            + (", or part them with data.document_separator" if corpus.strata is None else "")
         )
     taken = {name: kind.take(corpus, at) for name, at in positions.items()}
     task = kind.learn(taken["train"], choices)
+    # What the rows settle may leave other keys without effect.
+    replace_keys(recipe, {key: value for key, (value, _) in task.settled.items()})
     for name in ("validation", "test"):
         task.require_known(taken[name])
     summary = {
@@ -195,6 +201,7 @@ def choices_of(recipe: Recipe) -> Choices:
         contrast=Contrast(
             c.loss, c.temperature, c.margin, tuple(c.widths or ()), recipe.method.pooling, recipe.train.batch_size
         ),
+        objective=Objective(recipe.train.loss, **recipe.preference.model_dump()),
     )
 
 
@@ -291,7 +298,7 @@ def _split(
     clusters: Clusters,
 ) -> tuple[list[Split], list[str]]:
     """Return the split of every kept row, those given respected; copies and rows of a document stay together."""
-    from finesmith.data.documents import split_documents
+    from finesmith.data.documents import FEWEST_UNITS, split_documents
     from finesmith.data.near_duplicates import normalise
     from finesmith.data.split import split, units
 
@@ -302,18 +309,25 @@ def _split(
     d, open_rows = recipe.data, kept[at]
     texts = [corpus.texts[i] for i in open_rows]
     together = units(clusters, corpus.groups)[open_rows]
+    if corpus.answers is not None and (found := len(set(together.tolist()))) < FEWEST_UNITS:
+        raise DataError(
+            f"{len(at):,} {kind.unit} make {found} that are no copies of each other; a split needs {FEWEST_UNITS}: "
+            "add some, or give a file for each split"
+        )
     validation = 0.0 if "validation" in names else d.validation_fraction
     test = 0.0 if "test" in names else d.test_fraction
     notes = [] if corpus.groups is None else [kind.apart]
     if corpus.strata is None:
-        cut = split_documents(texts, units=together, validation=validation, test=test, seed=d.split_seed)
+        # One sentence counts as another, however long it is.
+        sizes = [1] * len(at) if kind.kind == "token" else None
+        cut = split_documents(texts, units=together, validation=validation, test=test, seed=d.split_seed, sizes=sizes)
     else:
         strata, keys = [corpus.strata[i] for i in open_rows], [normalise(text) for text in texts]
-        found = split(strata, units=together, keys=keys, validation=validation, test=test, seed=d.split_seed)
-        cut = found.names
-        if found.small:
-            rows = sum(found.small.values())
-            notes.append(f"{len(found.small)} labels have fewer than three examples; all {rows} are in train")
+        cut_by_label = split(strata, units=together, keys=keys, validation=validation, test=test, seed=d.split_seed)
+        cut = cut_by_label.names
+        if cut_by_label.small:
+            rows = sum(cut_by_label.small.values())
+            notes.append(f"{len(cut_by_label.small)} labels have fewer than three examples; all {rows} are in train")
     for place, name in zip(at, cut, strict=True):
         names[place] = name
     return names, notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import UserError
 from finesmith.recipe.conflicts import value_of
-from finesmith.tasks.language import Encoded
+from finesmith.tasks.corpus import Encoded
 from finesmith.types import Split
+from finesmith.workflows import adapting
 from finesmith.workflows.setup import (
     cache_folder,
     choose_device,
@@ -52,8 +54,10 @@ class Setup:
     micro_batch_size: int
     forecast: Mapping[str, Any]
     weights_key: str
+    before_key: str
     fingerprint: dict[str, str]
     cache: Path | None
+    adapter: Mapping[str, Any]
     why: dict[str, str]
 
 
@@ -71,7 +75,6 @@ def set_up(
     `threads` is the number that an interrupted run began on. Raises ModelError or UserError for what the model or the
     machine cannot do.
     """
-    from finesmith.models.adapter_kinds import add_adapter
     from finesmith.models.encoder import Encoder
     from finesmith.models.layers import freeze_lowest
     from finesmith.models.token_heads import TokenNetwork
@@ -79,26 +82,26 @@ def set_up(
     device = choose_device(recipe, threads)
     network, report = load_network(recipe, data, base, tokenizer, device)
     run.record("note", message=f"model {base.name}: {network.why}")
-    task, options = data.task, dict[str, Any]()
+    task = data.task
     encoded = {name: task.encode(corpus, tokenizer, data.max_length) for name, corpus in data.corpora.items()}
     for name, rows in encoded.items():
         for note in rows.notes:
             run.record("note", message=f"{name}: {note}")
+    # Nothing is added or frozen yet, and a checkpoint is restored later: these are the weights before tuning.
+    key = before_key(base, network, device)
+    encoded = {name: task.begin(network, rows, cache=cache_folder(recipe), key=key) for name, rows in encoded.items()}
     if recipe.method.freeze_layers:
         freeze_lowest(network.classifier, recipe.method.freeze_layers)
-    if recipe.method.name == "lora":
-        options = dict(add_adapter(network, "lora", recipe.method.lora, seed=recipe.train.seed, purpose=task.purpose))
-    encoded = {name: task.narrow(task.begin(network, rows), name) for name, rows in encoded.items()}
-    why = {
-        **data.why,
-        **{key: reason for key, (_, reason) in task.settled.items() if value_of(recipe, key) in (None, "auto")},
-    }
+    options = adapting.put_adapter(recipe, network, task.purpose)
+    encoded = {name: task.narrow(rows, name) for name, rows in encoded.items()}
+    settled = {key: reason for key, (value, reason) in task.settled.items() if value_of(recipe, key) != value}
+    why = {**data.why, **settled}
     metric = _metric(recipe, data, why)
-    rate = peak_learning_rate(recipe, report, why)
+    rate = peak_learning_rate(recipe, report, why, task.rate_scale)
     epochs, evaluations = duration(recipe, len(encoded["train"].rows), why)
     config = network.classifier.config
     width = len(task.labels or ())
-    if not width and isinstance(network, TokenNetwork) and not network.split:
+    if not width and isinstance(network, TokenNetwork) and (network.prompt or not network.split):
         # Else the logits of words are made a few at a time, and only where they are asked for.
         width = int(config.get_text_config().vocab_size)
     micro, forecast = fit_memory(recipe, network, encoded["train"].rows.lengths(), device, width)
@@ -114,7 +117,7 @@ def set_up(
         report=report,
         encoded=encoded,
         max_length=data.max_length,
-        model_limit=longest_sequence(base, tokenizer),
+        model_limit=longest_sequence(base, tokenizer, recipe),
         metric=metric,
         baselines=baselines_of(recipe, data),
         learning_rate=rate,
@@ -122,11 +125,21 @@ def set_up(
         evaluations=evaluations,
         micro_batch_size=micro,
         forecast=forecast,
-        weights_key=weights_key(base, ()),
+        weights_key=weights_key(base, (), adapting.start_of(recipe, network)),
+        before_key=key,
         fingerprint={},
         cache=cache_folder(recipe),
+        adapter=adapting.in_recipe(recipe),
         why=why,
     )
+
+
+def before_key(base: Base, network: Network, device: Device) -> str:
+    """Name the weights before tuning and all by which a machine could compute otherwise with them."""
+    from finesmith.run import versions
+
+    how = f"{device.device} {device.threads} threads, {next(network.module.parameters()).dtype}, {network.why}"
+    return f"{weights_key(base, ())}; {how}; {json.dumps(versions(), sort_keys=True)}"
 
 
 def load_network(
