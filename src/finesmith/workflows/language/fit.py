@@ -84,11 +84,17 @@ def _owners(data: Gathered, setup: Setup, lengths: Ints) -> Ints:
 
     if len(lengths) == len(data.ids["train"]):
         return data.ids["train"]
+
+    def named(part: Ints) -> Ints:
+        return np.asarray(data.task.batch(setup.encoded["train"], part, data.ids["train"], 0, 0, "cpu").ids)
+
     owners = np.empty(len(lengths), np.int64)
     order = np.argsort(lengths, kind="stable")
     for start in range(0, len(order), NAMED_AT_ONCE):
         part = order[start : start + NAMED_AT_ONCE]
-        owners[part] = data.task.batch(setup.encoded["train"], part, data.ids["train"], 0, 0, "cpu").ids.numpy()
+        names = named(part)
+        # A row of two answers is two sequences of a batch, in the order of their lengths.
+        owners[part] = names if len(names) == len(part) else [named(part[i : i + 1])[0] for i in range(len(part))]
     return owners
 
 
