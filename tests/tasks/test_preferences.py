@@ -16,7 +16,7 @@ from finesmith.errors import DataError, UserError
 from finesmith.models.adapter_kinds import add_adapter, before_tuning
 from finesmith.models.language import load_language_model
 from finesmith.models.load import find, load_tokenizer
-from finesmith.tasks.language import Choices, Corpus, Encoded, Reading
+from finesmith.tasks.corpus import Choices, Corpus, Encoded, Reading
 from finesmith.tasks.preference_losses import Objective
 from finesmith.tasks.preference_rivals import answers, best_border, halved
 from finesmith.tasks.preferences import Preferences

@@ -11,6 +11,9 @@ from jobs import PLAIN, with_values
 
 COLOURS, THINGS = ("red", "blue", "green"), ("film", "story", "card", "app", "plot", "scene")
 EXTRA = ("really", "very", "not", "and", "but", "this", "that", "bank", "order", "music", "acting", "late", "warm")
+HERE = ("one", "two", "three", "four", "five", "six", "seven", "eight")
+THERE = ("red", "blue", "green", "refund", "order", "late", "card", "bank")
+OTHERS = tuple(word for word in PLAIN if word not in (*HERE, *THERE))
 NAMES = {"PER": ("anna", "bruno", "clara"), "LOC": ("rome", "oslo", "lima")}
 
 
@@ -31,6 +34,33 @@ def sentences(count: int = 60, *, seed: int = 0) -> list[list[tuple[str, str]]]:
 def write_conll(path: Path, rows: list[list[tuple[str, str]]]) -> Path:
     path.write_text("\n".join("".join(f"{word}\t{tag}\n" for word, tag in row) for row in rows), "utf-8")
     return path
+
+
+def triplets(count: int = 120, *, seed: int = 0) -> list[tuple[str, str, str]]:
+    """Return texts, others that say the same in other words, and others that nearly do."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        said = draw.sample(range(len(HERE)), 3)
+        unlike = [*said[:2], draw.choice([each for each in range(len(HERE)) if each not in said])]
+        rows.append(
+            tuple(
+                " ".join([*(words[i] for i in chosen), *draw.choices(OTHERS, k=4)])
+                for words, chosen in ((HERE, said), (THERE, said), (THERE, unlike))
+            )
+        )
+    return rows  # type: ignore[return-value]
+
+
+def labelled(count: int = 120, *, seed: int = 0) -> list[tuple[str, str]]:
+    """Return sentences whose label their words tell in one of two ways."""
+    draw = random.Random(seed)
+    rows = []
+    for i in range(count):
+        topic = i % 5
+        word = draw.choice([HERE[topic], THERE[topic]])
+        rows.append((" ".join([word, *draw.choices(OTHERS, k=6)]), f"topic {topic}"))
+    return rows
 
 
 def language_plan(task: str, data: Path | str, model: Path | str, cache: Path | str, **values: Any) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jobs import PEFT_WARNING, PLAIN, differences, events, read, table, tuned, with_values, write_csv
-from language_jobs import language_plan
+from jobs import PEFT_WARNING, differences, events, read, table, tuned, with_values, write_csv
+from language_jobs import labelled, language_plan, triplets
 
 import finesmith
 from finesmith.errors import DataError, RecipeError, UserError
@@ -23,36 +22,6 @@ from finesmith.workflows.check import check, infer_recipe
 from finesmith.workflows.tune import resume, tune
 
 TASK = "embeddings"
-HERE = ("one", "two", "three", "four", "five", "six", "seven", "eight")
-THERE = ("red", "blue", "green", "refund", "order", "late", "card", "bank")
-OTHERS = tuple(word for word in PLAIN if word not in (*HERE, *THERE))
-
-
-def triplets(count: int = 120, *, seed: int = 0) -> list[tuple[str, str, str]]:
-    """Return texts, others that say the same in other words, and others that nearly do."""
-    draw = random.Random(seed)
-    rows = []
-    for _ in range(count):
-        said = draw.sample(range(len(HERE)), 3)
-        unlike = [*said[:2], draw.choice([each for each in range(len(HERE)) if each not in said])]
-        rows.append(
-            tuple(
-                " ".join([*(words[i] for i in chosen), *draw.choices(OTHERS, k=4)])
-                for words, chosen in ((HERE, said), (THERE, said), (THERE, unlike))
-            )
-        )
-    return rows  # type: ignore[return-value]
-
-
-def labelled(count: int = 120, *, seed: int = 0) -> list[tuple[str, str]]:
-    """Return sentences whose label their words tell in one of two ways."""
-    draw = random.Random(seed)
-    rows = []
-    for i in range(count):
-        topic = i % 5
-        word = draw.choice([HERE[topic], THERE[topic]])
-        rows.append((" ".join([word, *draw.choices(OTHERS, k=6)]), f"topic {topic}"))
-    return rows
 
 
 def write(folder: Path, kind: str, *, seed: int = 0) -> Path:
@@ -263,10 +232,8 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     from finesmith.workflows import training
 
     # In micro-batches of its own, with dropout, and with texts that many rows share: epochs of unequal length.
-    rows = [
-        (anchor, positive if at > 11 else "the one answer") for at, (anchor, positive, _) in enumerate(triplets(80))
-    ]
-    data = write_csv(folder / "unequal.csv", rows, ("query", "passage"))
+    answers = [(row[0], row[1] if at > 11 else "the one answer") for at, row in enumerate(triplets(80))]
+    data = write_csv(folder / "unequal.csv", answers, ("query", "passage"))
     values = {"train__epochs": 3, "train__micro_batch_size": 3, "model__dropout": 0.1, "train__evaluations": 2}
     tree = a_plan(data, tiny_model, **values)
     whole = tuned(tree, tmp_path / "whole")

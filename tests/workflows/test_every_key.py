@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 from jobs import PEFT_WARNING, REMOVED, differences, plan, reviews, tuned, with_values, write_csv
+from language_jobs import triplets
 
 from finesmith.errors import FinesmithError, RecipeError
-from finesmith.recipe import from_dict
+from finesmith.recipe import ADAPTERS, LORA_KINDS, from_dict
 from finesmith.recipe.keys import LORA_OPTIONS, keys
 from finesmith.workflows.tune import tune
 from tiny import write_tiny_llama
@@ -54,7 +55,11 @@ ASKED = {**TALKS, "data.prompt": "asked", "data.completion": "said"}
 BROKEN = {**TALKS, "data.messages": "broken", "data.malformed": "drop"}
 PREFERRED = {"task": "preferences", "data.text": REMOVED, "data.label": REMOVED, "evaluate.baselines": ["longer"],
              "model.base": "tiny-llama", "model.dropout": REMOVED}  # fmt: skip
+TIGHT = {"data.max_length": 40, "text.loss": "last"}
 SAMPLED = {**TALKS, "generation.strategy": "sample"}
+RELATED = {"task": "embeddings", "data.text": "anchor", "data.text_pair": "positive", "data.label": REMOVED,
+           "evaluate.baselines": REMOVED}  # fmt: skip
+TRIPLETS = {**RELATED, "data.negative": "negative"}
 NO_LEARNING = {"train.learning_rate": 0.9, "train.epochs": 8, "train.schedule": "constant"}
 ELSEWHERE = {"output.dir", "output.cache", "model.revision"}
 
@@ -68,6 +73,12 @@ def audit(kind: str, value: str, data: str = "faulty", **given: Any) -> Case:
 CASES = [
     Case("task", "regression", ("data.json", "scores.json", WEIGHTS), "stars", {"task": "classification"}),
     Case("data.train", "other.csv", ("data.json", "splits.parquet", WEIGHTS)),
+    Case(
+        "data.weights",
+        [3, 1],
+        ("data.json", "events.jsonl", WEIGHTS),
+        given={"data.train": ["reviews.csv", "other.csv"]},
+    ),
     Case("data.validation", "other.csv", ("data.json", "splits.parquet", WEIGHTS)),
     Case("data.test", "other.csv", ("data.json", "splits.parquet", "scores.json")),
     Case("data.text", "reply", ("data.json", PREDICTIONS), "wide"),
@@ -89,12 +100,12 @@ CASES = [
     Case("data.messages", "other", ("data.json", PREDICTIONS), "talks", TALKS),
     Case("data.prompt", "reply", (PREDICTIONS, WEIGHTS), "talks", ASKED),
     Case("data.completion", "reply", (PREDICTIONS, WEIGHTS), "talks", ASKED),
-    Case("data.malformed", "stop", (), "talks", BROKEN, "ends with a turn of the user"),
+    Case("data.malformed", "stop", (), "talks", BROKEN, "it has no assistant turn"),
     Case("text.template", "alpaca", ("model/chat_template.jinja", WEIGHTS), "talks", TALKS),
     Case("text.loss", "all", (WEIGHTS,), "talks", TALKS),
     Case("text.loss", "last", (WEIGHTS, "scores.json"), "talks", TALKS),
-    Case("text.too_long", "shorten", ("data.json", WEIGHTS), "talks", {**TALKS, "data.max_length": 24}),
-    Case("text.too_long", "stop", (), "talks", {**TALKS, "data.max_length": 24}, "more than 24 tokens"),
+    Case("text.too_long", "shorten", ("data.json", WEIGHTS), "talks", {**TALKS, **TIGHT}),
+    Case("text.too_long", "stop", (), "talks", {**TALKS, **TIGHT}, "more than 40 tokens"),
     Case("generation.strategy", "sample", (PREDICTIONS,), "talks", TALKS),
     Case("generation.strategy", "beam", ("model/generation_config.json",), "talks", TALKS),
     Case("generation.max_new_tokens", 3, (PREDICTIONS,), "talks", TALKS),
@@ -115,6 +126,14 @@ CASES = [
     Case("train.loss", "kto", (), "preferred", PREFERRED, "the rows are pairs"),
     Case("text.template", "alpaca", ("model/chat_template.jinja", WEIGHTS), "preferred", PREFERRED),
     Case("text.too_long", "shorten", ("data.json", WEIGHTS), "preferred", {**PREFERRED, "data.max_length": 20}),
+    Case("data.negative", "negative", ("data.json", WEIGHTS), "triplets", RELATED),
+    Case("contrast.loss", "triplet", ("events.jsonl", WEIGHTS), "triplets", TRIPLETS),
+    Case("contrast.temperature", 0.2, ("events.jsonl", WEIGHTS), "triplets", RELATED),
+    Case("contrast.margin", 1e-6, ("events.jsonl", WEIGHTS), "triplets", {**TRIPLETS, "contrast.loss": "triplet"}),
+    Case("contrast.widths", [8], ("events.jsonl", "scores.json", WEIGHTS), "triplets", RELATED),
+    Case("method.pooling", "cls", ("model.json", WEIGHTS), "triplets", RELATED),
+    Case("method.freeze_layers", 1, ("model.json", WEIGHTS), "triplets", RELATED),
+    Case("method.layer_decay", 0.5, ("events.jsonl", WEIGHTS), "triplets", RELATED),
     Case("data.domain_words", 3, ("data.json", WEIGHTS), "faulty"),
     Case("data.domain_words", ["moviegoer"], ("data.json", WEIGHTS)),
     audit("empty", "keep"),
@@ -146,10 +165,16 @@ CASES = [
     Case("model.base", "other-model", ("model.json", WEIGHTS)),
     Case("model.dropout", 0.3, ("model.json", WEIGHTS)),
     Case("model.attention", "padded", ("model.json",)),
-    Case("method.name", "lora", ("model.json", ADAPTER)),
+    *(Case("method.name", name, ("model.json", ADAPTER)) for name in ADAPTERS),
     Case("method.name", "features", ("model.json", "events.jsonl"), given={**FEATURES, "method.name": "full"}),
     Case("method.name", "head_then_full", ("events.jsonl", WEIGHTS)),
     Case("method.lora", {"r": 4}, ("model.json", ADAPTER), given=LORA),
+    *(
+        Case("method.lora", {"r": 4}, ("model.json", ADAPTER), given={**LORA, "method.name": name})
+        for name in LORA_KINDS
+        if name != "lora"
+    ),
+    Case("method.prompt_tokens", 4, ("model.json", ADAPTER), given={**LORA, "method.name": "prompt"}),
     Case("method.layer_decay", 0.5, ("events.jsonl", WEIGHTS)),
     Case("method.layer_decay", 0.5, ("events.jsonl", ADAPTER), given=LORA),
     Case("method.freeze_layers", 1, ("model.json", WEIGHTS)),
@@ -221,8 +246,14 @@ DOUBTFUL = [
         "method.layer_decay": 0.5, "method.freeze_layers": 1, "method.lora": {"r": 4},
         "output.checkpoint_minutes": 0.001, "output.keep_checkpoints": 1,
     }.items()),
-    ("lora", LORA, "method.freeze_layers", 1),
+    *((name, {**LORA, "method.name": name}, "method.freeze_layers", 1) for name in ADAPTERS),
     ("lora", LORA, "method.pooling", "cls"),
+    ("lora", LORA, "method.prompt_tokens", 4),
+    *((name, {**LORA, "method.name": name}, "method.lora", {"r": 4}) for name in ("ia3", "prompt")),
+    *((name, {**LORA, "method.name": name}, "method.layer_decay", 0.5) for name in ("ia3", "prompt")),
+    ("prompt", {**LORA, "method.name": "prompt"}, "model.attention", "ragged"),
+    ("prompt", {**LORA, "method.name": "prompt"}, "data.domain_words", 3),
+    ("ia3", {**LORA, "method.name": "ia3"}, "data.domain_words", 3),
     ("full", {}, "method.pooling", "cls"),
     ("full", {}, "method.lora", {"r": 4}),
     ("full", {}, "train.focal_gamma", 3),
@@ -260,6 +291,8 @@ class Jobs:
 
     def place(self, value: Any) -> Any:
         """Turn the name of a file made here into its path."""
+        if isinstance(value, list):
+            return [self.place(each) for each in value]
         return str(self.folder / value) if isinstance(value, str) and (self.folder / value).exists() else value
 
     def run(self, tree: Mapping[str, Any]) -> tuple[Path, str]:
@@ -403,6 +436,7 @@ DATA: dict[str, Callable[[Path], Path]] = {
     "talks": talks,
     "preferred": preferred,
     "liked": liked,
+    "triplets": lambda path: write_csv(path, triplets(90), ("anchor", "positive", "negative")),
 }
 
 

@@ -81,6 +81,7 @@ def test_a_run_has_all_the_evidence(run: Path, job: dict[str, Any]) -> None:
     assert read(run, "model.json")["reload_gap"] < 1e-3
     baselines = table(run / "predictions" / "baselines.parquet")
     assert [text is None for text in baselines["untuned base model"]] == [text is None for text in rows["prediction"]]
+    assert "apply_chat_template" in (run / "model" / "README.md").read_text("utf-8")
     page = (run / "report.html").read_text("utf-8")
     assert "answered in writing" in page
     assert next(text for text in rows["prediction"] if text) in page

@@ -222,6 +222,8 @@ def _conversation(row: Mapping[str, Any], layout: Layout, name: int, answered: b
 
 
 def _refuse_half_characters(turns: Sequence[Turn]) -> None:
+    if all(turn.is_plain() and turn.content.isascii() for turn in turns):
+        return
     for number, turn in enumerate(turns, 1):
         called = "".join(f"{call.name}{call.id}" for call in turn.calls)
         for text in (turn.content, turn.reasoning, f"{turn.name}{turn.answers}", called):

@@ -113,10 +113,10 @@ def every_tensor_learns(
 def _may_rest(name: str) -> bool:
     """Whether a tensor may get no gradient by construction.
 
-    Token types and positions never used, a pooler that no head reads, and the biases of keys, which shift all of a
-    query's scores alike and so change nothing.
+    Token types and positions never used, words added that the rows at hand lack, a pooler that no head reads, and the
+    biases of keys, which shift all of a query's scores alike and so change nothing.
     """
-    resting = ("token_type_embeddings", "position_embeddings", "pooler")
+    resting = ("token_type_embeddings", "position_embeddings", "pooler", "trainable_tokens")
     keys = ("key.bias", "k_proj.bias", "k_lin.bias", "key_proj.bias", "attn.k.bias")
     return any(part in name for part in resting) or name.endswith(keys)
 

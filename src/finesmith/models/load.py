@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,10 @@ class Base:
     pooling: str | None
 
 
+# Far more than the hub allows.
+LONGEST_ID = 200
+
+
 @dataclass(frozen=True, slots=True)
 class LoadReport:
     """What happened at loading, for the report: every tensor that is missing, unexpected or new is named."""
@@ -78,17 +83,19 @@ def find(base: str, revision: str | None = None) -> Base:
     if base == DEFAULT:
         return _bundled()
     folder = Path(base).expanduser()
-    if folder.is_dir():
+    # What is no possible name is no folder either, where Path would raise.
+    if os.path.isdir(folder):  # noqa: PTH112
         if revision is not None:
             raise ModelError(
                 f"model.revision is {revision!r}, but model.base {base!r} is a folder, which has no revisions; "
                 "leave model.revision out, or name a hub id"
             )
         return _local(folder)
-    if folder.is_file() or base.startswith((".", "/", "~")) or base.count("/") > 1:
+    known = not base.startswith((".", "/", "~")) and base.count("/") < 2 and len(base) <= LONGEST_ID
+    if os.path.isfile(folder) or not known:  # noqa: PTH113
         raise ModelError(
-            f"model.base is {base!r}, which is not a folder; expected a folder with config.json and model.safetensors, "
-            "a hub id such as distilbert/distilbert-base-uncased, or 'default'"
+            f"model.base is {base[:200]!r}, which is not a folder; expected a folder with config.json and "
+            "model.safetensors, a hub id such as distilbert/distilbert-base-uncased, or 'default'"
         )
     return Base(base, base, revision, None, None)
 

@@ -14,18 +14,14 @@ if TYPE_CHECKING:
 
 
 def save_classifier(network: Network, folder: Path) -> None:
-    """Save the trained module (a whole model, or an adapter in peft's form) and its tokenizer."""
+    """Save a trained model whole, and its tokenizer."""
     from finesmith.models.native import as_transformers
 
     folder.mkdir(parents=True, exist_ok=True)
     as_transformers(network)
     with standard_attention(network):
-        network.module.save_pretrained(folder)  # type: ignore[operator]
-        if network.module is not network.classifier:
-            network.classifier.config.save_pretrained(folder)
+        network.classifier.save_pretrained(folder)
     network.tokenizer.save_pretrained(folder)
-    # peft writes a README of its own; the model card takes its place.
-    (folder / "README.md").unlink(missing_ok=True)
 
 
 class standard_attention:  # noqa: N801 - reads as a verb at its place of use
@@ -71,7 +67,8 @@ def save_features(
             "activation_function": "torch.nn.modules.linear.Identity",
         },
     )
-    _save_chain(network, folder, pooling, width, max_length, "Dense")
+    _save_body(network, folder)
+    _write_chain(folder, pooling, width, max_length, "Dense")
 
 
 def save_encoder(network: Encoder, folder: Path, *, max_length: int) -> None:
@@ -79,21 +76,30 @@ def save_encoder(network: Encoder, folder: Path, *, max_length: int) -> None:
 
     `AutoModel.from_pretrained` loads the encoder alone.
     """
-    normalise = folder / "2_Normalize"
-    normalise.mkdir(parents=True, exist_ok=True)
-    _write(normalise / "config.json", {})
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_body(network, folder)
     width = network.classifier.config.get_text_config().hidden_size
-    _save_chain(network, folder, network.pooling, width, max_length, "Normalize")
+    write_encoder_chain(folder, network.pooling, width, max_length)
 
 
-def _save_chain(network: Network, folder: Path, pooling: Pooling, width: int, max_length: int, last: str) -> None:
-    """Save the body of a network, how its states are pooled, and the chain that ends in module `last`."""
+def write_encoder_chain(folder: Path, pooling: Pooling, width: int, max_length: int) -> None:
+    """Write beside an encoder's weights that its states are pooled and normalised."""
+    (folder / "2_Normalize").mkdir(exist_ok=True)
+    _write(folder / "2_Normalize" / "config.json", {})
+    _write_chain(folder, pooling, width, max_length, "Normalize")
+
+
+def _save_body(network: Network, folder: Path) -> None:
     from finesmith.models.native import as_transformers
 
     as_transformers(network)
     with standard_attention(network):
         network.classifier.base_model.save_pretrained(folder)  # type: ignore[operator]
     network.tokenizer.save_pretrained(folder)
+
+
+def _write_chain(folder: Path, pooling: Pooling, width: int, max_length: int, last: str) -> None:
+    """Write how the states of a body are pooled, and the chain that ends in module `last`."""
     pool = folder / "1_Pooling"
     pool.mkdir(exist_ok=True)
     modes = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "last": "pooling_mode_lasttoken"}

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from finesmith.recipe.language import BASELINES, LANGUAGE, METHODS, PREFERENCE_LOSSES, READ_BY, UNREAD
+from finesmith.recipe.language import (
+    ADAPTERS,
+    BASELINES,
+    LANGUAGE,
+    LORA_KINDS,
+    PREFERENCE_LOSSES,
+    READ_BY,
+    UNREAD,
+    methods_of,
+)
 from finesmith.recipe.scalars import show
 from finesmith.recipe.schema import USUAL_BASELINES, Data, Recipe
 
@@ -55,9 +64,12 @@ _OF_STEPS = (
 _IDLE = (
     *(_Idle(key, "method.name", _method("features"), "set method.name: full") for key in _OF_STEPS),
     _Idle("train.focal_gamma", "train.loss", lambda r: r.train.loss != "focal", "set train.loss: focal"),
-    _Idle("method.lora", "method.name", lambda r: r.method.name != "lora", "set method.name: lora"),
-    _Idle("method.layer_decay", "method.name", _method("features"), "set method.name: full"),
-    _Idle("method.freeze_layers", "method.name", _method("features", "lora"), "set method.name: full"),
+    _Idle("method.lora", "method.name", lambda r: r.method.name not in LORA_KINDS, "set method.name: lora"),
+    _Idle("method.prompt_tokens", "method.name", lambda r: r.method.name != "prompt", "set method.name: prompt"),
+    _Idle("method.layer_decay", "method.name", _method("features", "prompt"), "set method.name: full"),
+    _Idle("data.weights", "method.name", _method("features"), "set method.name: full"),
+    _Idle("method.freeze_layers", "method.name", _method("features", *ADAPTERS), "set method.name: full"),
+    _Idle("model.attention", "method.name", _method("prompt"), "set method.name: lora"),
     _Idle(
         "method.pooling",
         "method.name",
@@ -174,10 +186,10 @@ def _task_conflicts(recipe: Recipe) -> Iterator[Conflict]:
         )
     if recipe.task not in LANGUAGE:
         return
-    if recipe.method.name not in METHODS:
+    if recipe.method.name not in (methods := methods_of(recipe.task)):
         yield Conflict(
             ("method.name", "task"),
-            f"method.name is {recipe.method.name}, which task {recipe.task} does not have; use {' or '.join(METHODS)}",
+            f"method.name is {recipe.method.name}, which task {recipe.task} does not have; use {' or '.join(methods)}",
         )
     if recipe.task == "embeddings":
         yield from _embedding_conflicts(recipe)
@@ -206,6 +218,25 @@ def _embedding_conflicts(recipe: Recipe) -> Iterator[Conflict]:
         )
 
 
+def _weight_conflicts(data: Data) -> Iterator[Conflict]:
+    """Yield weights that do not fit to the sources."""
+    if data.weights is None:
+        return
+    sources = [data.train] if isinstance(data.train, str) else data.train
+    if len(sources) == 1:
+        yield Conflict(
+            ("data.weights", "data.train"),
+            f"data.weights is {show(data.weights)} but data.train names one source, so it would change nothing; name "
+            "several, or remove data.weights",
+        )
+    elif len(sources) != len(data.weights):
+        yield Conflict(
+            ("data.weights", "data.train"),
+            f"data.weights is {show(data.weights)} but data.train names {len(sources)} sources; expected one number "
+            "for each, in their order",
+        )
+
+
 def _data_conflicts(data: Data) -> Iterator[Conflict]:
     if data.messages is not None and (data.prompt is not None or data.completion is not None):
         yield Conflict(
@@ -219,6 +250,7 @@ def _data_conflicts(data: Data) -> Iterator[Conflict]:
             (f"data.{one}", f"data.{other}"),
             f"data.{one} is {show(data.prompt or data.completion)} but data.{other} is not named; name both",
         )
+    yield from _weight_conflicts(data)
     for given, sources in (("validation", data.validation), ("test", data.test)):
         if sources is not None and data.split is not None:
             yield Conflict(

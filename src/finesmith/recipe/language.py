@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+# The methods that train an adapter on frozen weights, and those of them that are kinds of LoRA.
+LORA_KINDS = ("lora", "rslora", "dora", "pissa")
+ADAPTERS = (*LORA_KINDS, "ia3", "prompt")
 # By task, the baselines it knows, in the order in which they are run.
 BASELINES: Mapping[str, tuple[str, ...]] = {
     "token-classification": ("majority", "word_tag"),
@@ -54,7 +57,7 @@ UNREAD: Mapping[str, tuple[str, ...]] = {
         "data.audit.length",
         "data.audit.truncation",
     ),
-    "embeddings": tuple(key for key in _UNREAD if key not in _OF_RELATED),
+    "embeddings": (*(key for key in _UNREAD if key not in _OF_RELATED), "data.weights"),
 }
 # Keys that these tasks alone read.
 READ_BY: Mapping[str, tuple[str, ...]] = {
@@ -80,7 +83,6 @@ READ_BY: Mapping[str, tuple[str, ...]] = {
     "contrast.margin": ("embeddings",),
     "contrast.widths": ("embeddings",),
 }
-METHODS = ("full", "lora")
 # The losses of preferences, each with the numbers of the section preference that it reads.
 PREFERENCE_LOSSES: Mapping[str, tuple[str, ...]] = {
     "dpo": ("beta", "smoothing"),
@@ -88,3 +90,10 @@ PREFERENCE_LOSSES: Mapping[str, tuple[str, ...]] = {
     "orpo": ("odds_weight",),
     "kto": ("beta", "desirable_weight", "undesirable_weight"),
 }
+# Tasks whose models peft can put a prompt before, and which let the network alone run them.
+PROMPTED = frozenset({"token-classification", "causal-text"})
+
+
+def methods_of(task: str) -> tuple[str, ...]:
+    """Return the methods by which a task that answers for every token can be tuned."""
+    return ("full", *(name for name in ADAPTERS if name != "prompt" or task in PROMPTED))

@@ -8,9 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from finesmith.recipe.scalars import column_name, number, truth, whole_number
+from finesmith.recipe.compared import Contrast, Preference
+from finesmith.recipe.fields import Bool, Column, Count, Float, Rate, Section, Share, Text, Whole, accepts
+from finesmith.recipe.scalars import number, truth, whole_number
+from finesmith.recipe.written import Generation, TextLayout
 
 
 def _known_encoding(value: str) -> str:
@@ -23,7 +26,7 @@ def _known_encoding(value: str) -> str:
 
 # A task is a file: its name is known from the folder, without importing it.
 _NO_TASKS = {
-    "__init__", "protocol", "language", "documents", "dialogues", "answers", "answer_rivals", "answer_scores",
+    "__init__", "protocol", "language", "corpus", "documents", "dialogues", "answers", "answer_rivals", "answer_scores",
     "writing", "losses", "contrastive", "encoded_texts", "compared_answers", "preference_losses",
     "preference_rivals",
 }  # fmt: skip
@@ -37,25 +40,7 @@ def _known_task(value: str) -> str:
     return value
 
 
-LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
-
-
-def _with_lora_defaults(value: Any) -> Any:
-    return {**LORA_DEFAULTS, **value} if isinstance(value, dict) else value
-
-
-def _accepts(words: str) -> dict[str, Any]:
-    return {"accepts": words}
-
-
-Bool = Annotated[bool, BeforeValidator(truth)]
-Whole = Annotated[int, BeforeValidator(whole_number)]
-Count = Annotated[int, Field(ge=1), BeforeValidator(whole_number)]
-Float = Annotated[float, BeforeValidator(number)]
-Rate = Annotated[float, Field(gt=0, lt=1), BeforeValidator(number)]
-Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(number)]
-Text = Annotated[str, Field(min_length=1)]
-Column = Annotated[str, Field(min_length=1), BeforeValidator(column_name)]
+Weights = Annotated[list[Annotated[float, Field(gt=0), BeforeValidator(number)]], Field(min_length=1)]
 Sources = Text | Annotated[list[Text], Field(min_length=1)]
 
 KeepDropStop = Literal["keep", "drop", "stop"]
@@ -68,15 +53,9 @@ Baseline = Literal[
 # What every recipe without a list means: the baselines of the task at hand, which for classes and numbers are these.
 USUAL_BASELINES = ("majority", "tfidf", "features", "zero_shot")
 
-_FILES = _accepts("a file, a folder or a hub id, or a list of them")
-_FILES_OR_NONE = _accepts("a file, a folder or a hub id, a list of them, or null")
-_COLUMN = _accepts("a column's name or null")
-
-
-class Section(BaseModel):
-    """A frozen group of keys; unknown keys, wrong types, NaN and infinity are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+_FILES = accepts("a file, a folder or a hub id, or a list of them")
+_FILES_OR_NONE = accepts("a file, a folder or a hub id, a list of them, or null")
+_COLUMN = accepts("a column's name or null")
 
 
 class Audit(Section):
@@ -130,7 +109,7 @@ class Clean(Section):
     lemmatise: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")] | None = Field(
         default=None,
         description="Replace words by their dictionary forms in this language; needs the extra `lemmas`.",
-        json_schema_extra=_accepts("a language code such as en or es, or null"),
+        json_schema_extra=accepts("a language code such as en or es, or null"),
     )
     redact: Bool = Field(default=False, description="Replace personal data by a word for its kind.")
 
@@ -142,6 +121,12 @@ class Data(Section):
         description="What to learn from: csv, tsv, json, jsonl, parquet, xlsx, txt (or gz of a text form), a folder "
         "with one file per class, or a Hugging Face id.",
         json_schema_extra=_FILES,
+    )
+    weights: Weights | None = Field(
+        default=None,
+        description="How often rows of each source of data.train are drawn, such as [2, 1]; null draws every row once "
+        "an epoch.",
+        json_schema_extra=accepts("a list of numbers above 0, one for each source, or null"),
     )
     validation: Sources | None = Field(
         default=None, description="Validation rows; null splits them off data.train.", json_schema_extra=_FILES_OR_NONE
@@ -196,7 +181,7 @@ class Data(Section):
     encoding: Annotated[str, AfterValidator(_known_encoding)] | None = Field(
         default=None,
         description="Encoding of text files; null detects it.",
-        json_schema_extra=_accepts("an encoding's name such as utf-8, latin-1 or utf-16, or null"),
+        json_schema_extra=accepts("an encoding's name such as utf-8, latin-1 or utf-16, or null"),
     )
     max_length: Annotated[int, Field(ge=4), BeforeValidator(whole_number)] | None = Field(
         default=None,
@@ -206,13 +191,13 @@ class Data(Section):
     separator: Text | None = Field(
         default=None,
         description="What stands between the labels of a multi-label row; null infers it.",
-        json_schema_extra=_accepts("text or null"),
+        json_schema_extra=accepts("text or null"),
     )
     document_separator: Text | None = Field(
         default=None,
         description="What stands between the documents of a text file; null: blank lines in a file, nothing in a "
         "folder, whose files are documents. For causal-text and masked-text.",
-        json_schema_extra=_accepts("text or null"),
+        json_schema_extra=accepts("text or null"),
     )
     overlap: Whole = Field(
         default=0,
@@ -256,109 +241,16 @@ class Mask(Section):
     whole_words: Bool = Field(default=True, description="Mask words whole, or each of their pieces by itself.")
 
 
-class TextLayout(Section):
-    """How a conversation becomes the text that a model reads: the task instruct."""
-
-    template: Literal["auto", "own", "chatml", "alpaca", "inst", "plain"] = Field(
-        default="auto",
-        description="Chat template: the tokenizer's own or a named one, which is saved with the model; auto takes the "
-        "tokenizer's own, and plain where it has none.",
-    )
-    loss: Literal["answers", "last", "all"] = Field(
-        default="answers",
-        description="What is learnt: every answer of the assistant, the last one, or every token; scores are of "
-        "answers always.",
-    )
-    too_long: Literal["drop", "shorten", "stop"] = Field(
-        default="drop",
-        description="Conversations longer than data.max_length: drop and count them, cut the beginning of the prompt "
-        "(and drop where the answers alone do not fit), or stop. An answer is never cut.",
-    )
-
-
-class Generation(Section):
-    """How answers are written, in evaluation and by the saved model: the task instruct."""
-
-    strategy: Literal["greedy", "sample", "beam"] = Field(
-        default="greedy", description="Take the likeliest token, draw one, or search with beams."
-    )
-    max_new_tokens: Count | None = Field(
-        default=None,
-        description="Longest answer in tokens; null takes the length that 99 percent of the training answers stay "
-        "under.",
-    )
-    temperature: Annotated[float, BeforeValidator(number), Field(gt=0, le=100)] | None = Field(
-        default=None,
-        description="Divides the logits before one is drawn; null is 1. For strategy sample.",
-        json_schema_extra=_accepts("a number above 0, at most 100, or null"),
-    )
-    top_k: Count | None = Field(default=None, description="Draw among so many likeliest tokens. For strategy sample.")
-    top_p: Annotated[float, BeforeValidator(number), Field(gt=0, le=1)] | None = Field(
-        default=None,
-        description="Draw among the likeliest tokens that hold so much of the probability. For strategy sample.",
-        json_schema_extra=_accepts("a number above 0, at most 1, or null"),
-    )
-    beams: Annotated[int, Field(ge=2), BeforeValidator(whole_number)] | None = Field(
-        default=None, description="How many beams; null is 4. For strategy beam."
-    )
-    stop: list[Text] = Field(
-        default_factory=list,
-        description="Texts that end an answer, besides the chat template's stop token.",
-        json_schema_extra={**_accepts("a list of texts"), "default": []},
-    )
-
-
-class Preference(Section):
-    """How strongly preferences are learnt: the task preferences."""
-
-    beta: Float = Field(
-        default=0.1, gt=0, description="How dearly the model pays for leaving what it was; dpo, ipo and kto read it."
-    )
-    smoothing: Float = Field(
-        default=0.0, ge=0, lt=0.5, description="Share of pairs taken to be marked the wrong way round, for dpo."
-    )
-    odds_weight: Float = Field(
-        default=0.1, gt=0, description="Weight of the odds ratio beside the loss of the chosen answer, for orpo."
-    )
-    desirable_weight: Float = Field(default=1.0, gt=0, description="Weight of good answers, for kto.")
-    undesirable_weight: Float = Field(default=1.0, gt=0, description="Weight of bad answers, for kto.")
-
-
-class Contrast(Section):
-    """How embeddings are learnt: the task embeddings."""
-
-    loss: Literal["auto", "ranking", "triplet", "supervised"] = Field(
-        default="auto",
-        description="ranking: find each anchor's positive among all of the batch (pairs, triplets); triplet: keep each "
-        "negative further away than the positive (triplets); supervised: bring sentences of a label together "
-        "(labelled). auto: ranking, or supervised where there are labels.",
-    )
-    temperature: Float = Field(
-        default=0.05,
-        gt=0,
-        le=10,
-        description="What cosines are divided by; the lower, the more the nearest others count.",
-    )
-    margin: Float = Field(
-        default=0.5, gt=0, le=2, description="How much further a negative is to be, in cosine, with the loss triplet."
-    )
-    widths: Annotated[list[Count], Field(min_length=1)] | None = Field(
-        default=None,
-        description="Train the first so many numbers of each embedding to be one by themselves, for each of these.",
-        json_schema_extra=_accepts("a list of whole numbers, or null"),
-    )
-
-
 class Model(Section):
     """The pre-trained model that everything starts from."""
 
     base: Text = Field(
         default="default",
         description="The bundled model (default), a folder or a hub id. safetensors only.",
-        json_schema_extra=_accepts("default, a folder or a hub id"),
+        json_schema_extra=accepts("default, a folder or a hub id"),
     )
     revision: Text | None = Field(
-        default=None, description="Commit, tag or branch of a hub id.", json_schema_extra=_accepts("text or null")
+        default=None, description="Commit, tag or branch of a hub id.", json_schema_extra=accepts("text or null")
     )
     dropout: Share | None = Field(default=None, description="Dropout in the whole model; null keeps the model's own.")
     attention: Literal["auto", "ragged", "padded"] = Field(
@@ -370,16 +262,18 @@ class Model(Section):
 class Method(Section):
     """Which weights are trained, and how."""
 
-    name: Literal["full", "lora", "features", "head_then_full"] = Field(
+    name: Literal["full", "lora", "rslora", "dora", "pissa", "ia3", "prompt", "features", "head_then_full"] = Field(
         default="full",
-        description="full trains every weight; lora trains adapters; features trains a head on embeddings computed "
-        "once; head_then_full trains the head first, then everything.",
+        description="full trains every weight; features a head on embeddings computed once; head_then_full the head "
+        "first, then everything; the others an adapter on frozen weights.",
     )
-    lora: Annotated[dict[str, Any], BeforeValidator(_with_lora_defaults)] = Field(
-        default_factory=lambda: dict(LORA_DEFAULTS),
-        description="Options of peft's LoraConfig; what is not named keeps the values shown here, or peft's default.",
-        json_schema_extra={**_accepts("options of peft's LoraConfig, each with its value"), "default": LORA_DEFAULTS},
+    lora: dict[str, Any] = Field(
+        default={},
+        description="Options of peft's LoraConfig, for lora, rslora, dora and pissa; what is not named keeps the "
+        "kind's own value (docs/adapters.md) or peft's.",
+        json_schema_extra=accepts("options of peft's LoraConfig, each with its value"),
     )
+    prompt_tokens: Count = Field(default=20, description="How many vectors prompt learns to put before every text.")
     layer_decay: Float = Field(
         default=1.0, gt=0, le=1, description="Each layer's learning rate is this times the rate of the layer above it."
     )
@@ -404,7 +298,7 @@ class Train(Section):
         default=None,
         description="Passes over the training rows, a fraction is allowed; null takes 2, and up to 10 where the rows "
         "are so few that 2 would be under 250 updates.",
-        json_schema_extra=_accepts("a number from 0 to 1000, or null"),
+        json_schema_extra=accepts("a number from 0 to 1000, or null"),
     )
     batch_size: Count = Field(default=32, description="Examples per update.")
     micro_batch_size: Count | None = Field(
@@ -459,7 +353,7 @@ class Evaluate(Section):
     metric: Text | None = Field(
         default=None,
         description="The metric that selects and decides; null takes the task's own.",
-        json_schema_extra=_accepts("a metric of the task (such as accuracy, macro_f1, mcc or rmse) or null"),
+        json_schema_extra=accepts("a metric of the task (such as accuracy, macro_f1, mcc or rmse) or null"),
     )
     baselines: Annotated[list[Baseline], Field(min_length=1)] = Field(
         default_factory=lambda: list(USUAL_BASELINES),  # type: ignore[arg-type]
@@ -488,13 +382,13 @@ class Output(Section):
     dir: Text | None = Field(
         default=None,
         description="The run folder; null makes runs/<data name>-<date>-<time>.",
-        json_schema_extra=_accepts("a folder or null"),
+        json_schema_extra=accepts("a folder or null"),
     )
     cache: Text | None = Field(
         default=None,
         description="Folder for tokens and embeddings that later runs reuse; null takes the user's cache folder (with "
         "output.redact: none), none keeps nothing.",
-        json_schema_extra=_accepts("a folder, none, or null"),
+        json_schema_extra=accepts("a folder, none, or null"),
     )
     checkpoint_minutes: Float = Field(
         default=10.0, gt=0, description="Minutes between checkpoints, besides the one at each evaluation."

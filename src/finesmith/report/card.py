@@ -30,7 +30,8 @@ from finesmith.types import SPLITS
 
 BUNDLED = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 BUNDLED_NAME = "sentence-transformers/all-MiniLM-L6-v2"
-ADAPTER_METHODS = frozenset({"lora", "dora", "qlora", "ia3", "vera", "adalora"})
+LORA_KINDS = frozenset({"lora", "rslora", "dora", "pissa"})
+ADAPTER_METHODS = LORA_KINDS | {"ia3", "prompt"}
 HUB_METRICS = {"macro_f1": "f1", "mcc": "matthews_correlation", "auroc": "roc_auc", "spearman": "spearmanr"}
 LABELS_SHOWN = 100
 # By the head of a model: its class in transformers, the task on the hub, and what people call it.
@@ -82,7 +83,10 @@ def build(run_folder: Path) -> str:
         base=base_name(folder),
         method=words(folder.model.get("method"), 60),
         load=_load(folder),
+        place=Markup(_base_place(folder)),
+        grown=bool(items(mapping(folder.data.get("tokens")).get("added_words"))),
         pooled=Markup(POOLINGS.get(str(folder.model.get("pooling")), POOLINGS["mean"])),
+        written="written" in mapping(folder.scores.get("details")),
         labels=[label_text(label, 120) for label in items(folder.data.get("labels"))[:LABELS_SHOWN]],
         labels_left_out=max(0, len(items(folder.data.get("labels"))) - LABELS_SHOWN),
         data=_data(folder),
@@ -116,7 +120,8 @@ def front_matter(folder: RunFolder) -> str:
         fields["language"] = languages
     method = str(folder.model.get("method", ""))
     tags = ["finesmith", "text-pair-classification" if pairs else "", "regression" if _is_rating(folder) else ""]
-    fields["tags"] = [tag for tag in (*tags, "lora" if method in ADAPTER_METHODS else "") if tag]
+    tags += ["lora" if method in LORA_KINDS else "", method if method in ADAPTER_METHODS - {"lora"} else ""]
+    fields["tags"] = [tag for tag in tags if tag]
     results = _index(folder)
     if results:
         fields["model-index"] = [{"name": _plain(folder.name, 200), "results": [results]}]
@@ -216,16 +221,15 @@ def _load(folder: RunFolder) -> str:
     method = str(folder.model.get("method", ""))
     if _embeds(folder):
         return "embedding adapter" if method in ADAPTER_METHODS else "embeddings"
-    if method == "features":
-        return "features"
-    if method not in ADAPTER_METHODS:
-        return "full"
-    if folder.model.get("head") in {"token", "masked"}:
-        # peft's own classes know no masked words, and not how many labels there are.
-        return "adapter of a folder"
+    return "features" if method == "features" else "adapter" if method in ADAPTER_METHODS else "full"
+
+
+def _base_place(folder: RunFolder) -> str:
+    """Return where others find the base model: its public name, where it has one."""
+    digest, name = folder.model.get("base_sha256"), base_name(folder)
     # Only the weights of a folder have been hashed; of the bundled ones the public name is known.
-    digest = folder.model.get("base_sha256")
-    return "adapter" if digest is None or digest == BUNDLED else "adapter of a folder"
+    public = (digest is None or digest == BUNDLED) and _is_hub_name(folder, name)
+    return name if public else "path/to/base"
 
 
 def _data(folder: RunFolder) -> dict[str, Any]:

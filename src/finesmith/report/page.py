@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finesmith.discreet import discreet
-from finesmith.report import answers, charts, curves, mistakes, sections
+from finesmith.report import answers, by_source, charts, curves, examples, mistakes, sections
 from finesmith.report.folder import RunFolder, items, mapping, read, records
 from finesmith.report.format import (
     LOWER_IS_BETTER,
@@ -48,6 +48,7 @@ FILES = {
     "events.jsonl": "each step and evaluation",
     "data.json": "sources, columns, row counts, splits, lengths",
     "audit.json": "what was found in the data",
+    "examples.json": "a few training rows as the model was fed them",
     "model.json": "base model, method, what was loaded",
     "scores.json": "metrics of the tuned model with intervals",
     "baselines.json": "metrics of the simpler methods",
@@ -103,6 +104,7 @@ def render(folder: RunFolder) -> str:
         withheld=folder.withheld,
         banner=banner(folder),
         comparison=comparison(folder),
+        by_source=by_source.by_source(folder),
         figures=key_figures(folder),
         curves=curves.draw(folder),
         story=curves.story(folder),
@@ -111,6 +113,7 @@ def render(folder: RunFolder) -> str:
         balance=sections.balance(folder),
         lengths=sections.lengths(folder),
         findings=sections.findings(folder),
+        examples=examples.examples(folder),
         confusion=sections.confusion(folder),
         classes=sections.per_class(folder),
         calibration=sections.calibration(folder),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from finesmith.data.chat import Conversation, Turn
 from finesmith.errors import DataError
 from finesmith.tasks import dialogues
-from finesmith.tasks.language import Baseline, Corpus, Encoded, Outcome
+from finesmith.tasks.corpus import Baseline, Corpus, Encoded, Outcome
 from finesmith.tasks.writing import Sheet, Written, write
 
 if TYPE_CHECKING:

@@ -14,19 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from finesmith.tasks import dialogues, writing
 from finesmith.tasks.answer_scores import SCORERS
-from finesmith.tasks.language import (
-    Baseline,
-    Choices,
-    Corpus,
-    Encoded,
-    LaidOut,
-    LanguageTask,
-    Outcome,
-    Speech,
-    over_tokens,
-    sums_by_row,
-    targets_by_row,
-)
+from finesmith.tasks.corpus import Baseline, Choices, Corpus, Encoded, LaidOut, Outcome, Speech
+from finesmith.tasks.language import LanguageTask, over_tokens, sums_by_row, targets_by_row
 from finesmith.tasks.writing import Sheet, Written
 
 if TYPE_CHECKING:
@@ -175,16 +164,14 @@ class AnswerTask(LanguageTask):
         import numpy as np
 
         from finesmith.data.chat_template import own_template
-        from finesmith.data.render import prompt_ids
         from finesmith.data.supervised import UNSUPERVISED, Supervised
 
         template, content = own_template(tokenizer.chat_template, tokenizer), corpus.content
         everyone = np.arange(len(corpus), dtype=np.int64)
         if content.references is not None:
-            assert content.trained is not None, "rows with answers are laid out first"
             sheet = Sheet(content.scored, None, everyone, template, tokenizer, max_length)
             return Encoded(content.trained, content.trained.lengths(), sheet)
-        prompts = tuple(prompt_ids(one, template, tokenizer) for one in content.conversations)
+        prompts = content.prompts
         offsets = np.concatenate([[0], np.cumsum([len(prompt) for prompt in prompts])]).astype(np.int64)
         tokens = np.array([token for prompt in prompts for token in prompt], np.int32)
         rows = Supervised(tokens, offsets, np.full(len(tokens), UNSUPERVISED, np.int32))
@@ -276,6 +263,14 @@ class AnswerTask(LanguageTask):
             found["bits_per_byte"] = bits_per_byte(logs, sizes)
             found["perplexity"] = perplexity(logs, np.maximum(outcome.targets, 1))
         return found
+
+    def answered(self, outcome: Outcome) -> Ints | None:
+        """Return the rows to which something was written."""
+        import numpy as np
+
+        if outcome.answers is None:
+            return None
+        return np.array([row for row, text in enumerate(outcome.answers.texts) if text is not None], np.int64)
 
     def _scores(self, corpus: Corpus, rows: Sequence[int], texts: Sequence[str]) -> dict[str, Measurement]:
         references = [corpus.content.references[row] for row in rows]

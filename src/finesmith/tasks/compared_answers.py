@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from finesmith.data.chat import Conversation, Turn, refuse
 from finesmith.data.supervised import UNSUPERVISED, Supervised
 from finesmith.errors import DataError
+from finesmith.tasks.corpus import Choices, Corpus, LaidOut, Reading, Speech
 from finesmith.tasks.dialogues import choose_template, spoken
-from finesmith.tasks.language import Choices, Corpus, LaidOut, Reading, Speech
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -101,7 +101,7 @@ def _corpus(
         labels.append(None if first == other else "the first answer" if first < other else "the second answer")
     return Corpus(
         texts=texts,
-        labels=labels,  # type: ignore[arg-type]
+        labels=labels,
         groups=[
             blake2b(_prompt(one).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest() for one in content.first
         ],

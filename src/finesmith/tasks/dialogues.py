@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from finesmith.data.chat import Conversation, Fault, Turn, refuse
 from finesmith.data.supervised import UNSUPERVISED, Supervised
 from finesmith.errors import DataError
-from finesmith.tasks.language import Choices, Corpus, LaidOut
+from finesmith.tasks.corpus import Choices, Corpus, LaidOut
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,13 +37,14 @@ class Dialogues:
     """Conversations, and for each the texts that would be a good last answer (None: they end where one is asked for).
 
     trained: their tokens and what is learnt of them; scored: the same tokens with the answers as targets, and nothing
-    else; both None until they are laid out.
+    else; prompts: the tokens of rows that end where an answer is asked for. All None until they are laid out.
     """
 
     conversations: tuple[Conversation, ...]
     references: tuple[tuple[str, ...], ...] | None
     trained: Supervised | None = None
     scored: Supervised | None = None
+    prompts: tuple[list[int], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.conversations)
@@ -111,6 +112,7 @@ def take(whole: Corpus, positions: Sequence[int] | Ints) -> Corpus:
         None if content.references is None else tuple(content.references[place] for place in order),
         None if content.trained is None else content.trained.take(order),
         None if content.scored is None else content.scored.take(order),
+        None if content.prompts is None else tuple(content.prompts[place] for place in order),
     )
     return corpus(
         dialogues,
@@ -170,17 +172,20 @@ def lay_out(rows: Corpus, tokenizer: PreTrainedTokenizerBase, choices: Choices, 
     """Make tokens of conversations; the tokenizer carries their template from here on.
 
     Raises DataError for rows that the template refuses or that are too long, where they are not to be dropped, and
-    where none is left; ModelError as `choose_template`.
+    where none is left; ModelError as `choose_template`; UserError for a text that can end no answer.
     """
     from finesmith.data.render import render
+    from finesmith.models.stops import Stops
 
+    Stops([], choices.speech.stop, tokenizer)
     name, template = choose_template(choices.speech.template, tokenizer)
     speech = replace(choices.speech, template=name)
     choices = replace(choices, speech=speech)
     tokenizer.chat_template = template.for_tokenizer()
     content: Dialogues = rows.content
     if content.references is None:
-        return LaidOut(rows, _count(len(rows)), {}, (), choices)
+        asked = replace(content, prompts=_prompts(rows, template, tokenizer))
+        return LaidOut(replace(rows, content=asked), _count(len(rows)), {}, (), choices)
     numbered = [replace(one, id=number) for number, one in enumerate(content.conversations)]
     options: dict[str, Any] = {"max_length": max_length, "too_long": speech.too_long}
     trained = render(numbered, template, tokenizer, rows.where, loss=speech.loss, **options)
@@ -213,6 +218,21 @@ def lay_out(rows: Corpus, tokenizer: PreTrainedTokenizerBase, choices: Choices, 
         notes,
         choices,
     )
+
+
+def _prompts(rows: Corpus, template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], ...]:
+    """Return the tokens of each row; stop at those that the template refuses."""
+    from finesmith.data.chat_template import TemplateRefusedError
+    from finesmith.data.render import prompt_ids
+
+    prompts, faults = [], []
+    for place, conversation in enumerate(rows.content.conversations):
+        try:
+            prompts.append(prompt_ids(conversation, template, tokenizer))
+        except TemplateRefusedError as error:
+            faults.append(Fault(place, rows.where[place], str(error)))
+    refuse(faults, len(rows))
+    return tuple(prompts)
 
 
 def _count(rows: int) -> Ints:

@@ -13,8 +13,9 @@ from finesmith.data import related
 from finesmith.data.pairs import Kind
 from finesmith.data.related import Related
 from finesmith.errors import DataError, UserError
+from finesmith.tasks.corpus import Baseline, Choices, Contrast, Corpus, Encoded, Outcome, Reading
 from finesmith.tasks.encoded_texts import Detail, over_texts
-from finesmith.tasks.language import Baseline, Choices, Contrast, Corpus, Encoded, LanguageTask, Outcome, Reading
+from finesmith.tasks.language import LanguageTask
 
 if TYPE_CHECKING:
     import numpy as np
@@ -229,7 +230,7 @@ class Embeddings(LanguageTask):
 
         def encode(batch: Batch) -> torch.Tensor:
             with within():
-                return vectors(network, batch).float()
+                return _wide(vectors(network, batch))
 
         def whole(
             loss_sum: LossSum, batches: Sequence[Batch], units: int, seed: Callable[[int], None]
@@ -266,7 +267,7 @@ class Embeddings(LanguageTask):
         answers = torch.cat([batch.targets for batch in batches if batch.targets is not None])
         ids = torch.cat([batch.ids for batch in batches])
         with torch.autocast(vectors.device.type, enabled=False):
-            return self._summed(vectors.float() if vectors.dtype != torch.float64 else vectors, answers, ids)
+            return self._summed(_wide(vectors), answers, ids)
 
     def _summed(self, vectors: torch.Tensor, answers: torch.Tensor, ids: torch.Tensor) -> Summed:
         from finesmith.tasks import contrastive
@@ -298,7 +299,15 @@ class Embeddings(LanguageTask):
         from finesmith.models.encoder import vectors
 
         detail: Detail = encoded.detail
-        found = over_texts(network, detail.tokens, lambda batch: vectors(network, batch), progress)
+        done = 0
+
+        def tell(texts: int) -> None:
+            nonlocal done
+            before, done = done, done + texts
+            if progress is not None:
+                progress(done // detail.width - before // detail.width)
+
+        found = over_texts(network, detail.tokens, lambda batch: vectors(network, batch), tell)
         lengths = np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
         return Outcome((found / lengths).astype(np.float32), mean_loss=self._mean_loss(found, encoded))
 
@@ -403,6 +412,11 @@ class Embeddings(LanguageTask):
         names = {"text": "anchors", "text_pair": "positives", "negative": "negatives"}
         texts = {f"different {names[name]}": len(set(column)) for name, column in rows.texts.items()}
         return {"summary": {rows.kind: len(rows), **texts}}
+
+
+def _wide(vectors: torch.Tensor) -> torch.Tensor:
+    """Return vectors in numbers of four bytes at least: cosines over a temperature need their digits."""
+    return vectors if vectors.element_size() > 4 else vectors.float()
 
 
 def _corpus(rows: Related, origins: Sequence[Origin], columns: Mapping[str, str]) -> Corpus:

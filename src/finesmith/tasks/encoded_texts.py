@@ -92,7 +92,7 @@ class Detail:
 
 
 def over_texts(
-    network: Network, tokens: Tokens, function: Callable[[Batch], torch.Tensor], progress: Progress | None = None
+    network: Network, tokens: Tokens, function: Callable[[Batch], torch.Tensor], progress: Progress
 ) -> Floats:
     """Apply `function` (batch -> [B, D]) to all texts without gradients; return float64 [texts, D] in their order.
 
@@ -114,8 +114,7 @@ def over_texts(
                 if not found.shape[1]:
                     found = np.zeros((len(tokens), values.shape[1]))
                 found[places] = values
-                if progress is not None:
-                    progress(len(places))
+                progress(len(places))
     finally:
         network.module.train(training)
     if not np.isfinite(found).all():

@@ -12,7 +12,8 @@ from finesmith.errors import DataError
 from finesmith.tasks import dialogues
 from finesmith.tasks.answer_scores import MARKED, MOSTLY, share_marked, share_short
 from finesmith.tasks.answers import AnswerTask
-from finesmith.tasks.language import Corpus, LanguageTask, Reading
+from finesmith.tasks.corpus import Corpus, Reading
+from finesmith.tasks.language import LanguageTask
 
 if TYPE_CHECKING:
     from finesmith.data.sources import Source

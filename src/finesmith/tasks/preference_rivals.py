@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from finesmith.tasks.language import Baseline, Corpus, Encoded, Outcome, over_tokens, sums_by_row, targets_by_row
+from finesmith.tasks.corpus import Baseline, Corpus, Encoded, Outcome
+from finesmith.tasks.language import over_tokens, sums_by_row, targets_by_row
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,18 +15,8 @@ from finesmith.data.supervised import UNSUPERVISED, Supervised
 from finesmith.errors import DataError, UserError
 from finesmith.tasks import compared_answers
 from finesmith.tasks.compared_answers import Compared
-from finesmith.tasks.language import (
-    Baseline,
-    Choices,
-    Corpus,
-    Encoded,
-    LaidOut,
-    LanguageTask,
-    Outcome,
-    Reading,
-    Speech,
-    targets_by_row,
-)
+from finesmith.tasks.corpus import Baseline, Choices, Corpus, Encoded, LaidOut, Outcome, Reading, Speech
+from finesmith.tasks.language import LanguageTask, targets_by_row
 from finesmith.tasks.preference_losses import UNNAMED, Objective
 from finesmith.tasks.preference_rivals import Judged, Sides, answers, fit_rival, halved, signs, zeros
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from finesmith.data.supervised import Supervised
     from finesmith.models.generate import Generated
     from finesmith.models.token_heads import TokenNetwork
-    from finesmith.tasks.language import Ints, Progress, Speech
+    from finesmith.tasks.corpus import Speech
+    from finesmith.tasks.language import Ints, Progress
 
 # What is said of a prompt that leaves no room for an answer, in place of what ended it.
 NO_ROOM = "no room"

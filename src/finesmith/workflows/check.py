@@ -9,9 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finesmith.errors import UserError
 from finesmith.recipe import LANGUAGE
 from finesmith.run import Listener, Run, plain, read_json
+from finesmith.workflows import shown
 from finesmith.workflows.language import check as language
+from finesmith.workflows.language.infer import with_task
 from finesmith.workflows.recognise import recognised
 from finesmith.workflows.seen import Seen
 from finesmith.workflows.withhold import withheld
@@ -37,19 +40,26 @@ LOSS_EXAMPLES = 128
 LOSS_TOKENS = 2048
 
 
-def check(recipe: Recipe, *, listeners: Sequence[Listener] = ()) -> dict[str, Any]:
+def check(recipe: Recipe, *, show: bool = False, listeners: Sequence[Listener] = ()) -> dict[str, Any]:
     """Return findings, probes, plan and forecast; `ok` is False when training would be refused or go wrong.
 
-    Nothing is kept but the token cache. Raises FinesmithError for what stops a run before it starts.
+    With `show`, `examples` are a few training rows as the model is fed them, texts included. Nothing is kept but the
+    token cache. Raises FinesmithError for what stops a run before it starts.
     """
+    if show and recipe.output.redact:
+        raise UserError(
+            "output.redact is true, which keeps the texts of rows from being shown; to see some all the same, add "
+            "--set output.redact=false"
+        )
     with tempfile.TemporaryDirectory(prefix="finesmith-check-") as folder:
         run = Run.create(Path(folder) / "check", command="check")
         # What is printed may end in a log: rows are named, not quoted.
         run.withhold = withheld
         run.listeners.extend(listeners)
         try:
+            recipe, reason = with_task(recipe)
             recipe = recognised(recipe, run)
-            seen = language.look(recipe, run) if recipe.task in LANGUAGE else look(recipe, run)
+            seen = language.look(recipe, run, reason) if recipe.task in LANGUAGE else look(recipe, run)
             findings = read_json(run.folder / "audit.json")["findings"]
         finally:
             run.close()
@@ -64,6 +74,7 @@ def check(recipe: Recipe, *, listeners: Sequence[Listener] = ()) -> dict[str, An
         ],
         "plan": seen.plan,
         "forecast": seen.forecast,
+        **({"examples": seen.examples} if show else {}),
     }
     return {**plain(found), "lines": _lines(found, seen.probes)}
 
@@ -73,7 +84,7 @@ def look(recipe: Recipe, run: Run) -> Seen:
     data, setup = prepared(recipe, run)
     probes, forecast = preflight(recipe, data, setup), _forecast(recipe, data, setup)
     plan = plan_as_told(recipe, setup, setup.tokens.summary())
-    return Seen(data.summary, probes, plan, forecast)
+    return Seen(data.summary, probes, plan, forecast, shown.of_texts(data, setup))
 
 
 def prepared(recipe: Recipe, run: Run) -> tuple[Prepared, Setup]:
@@ -216,8 +227,8 @@ def _lines(found: dict[str, Any], probes: Sequence[Probed]) -> list[str]:
         "" if plan["learning_rate"] is None else f", learning rate {plan['learning_rate']:g}, {plan['epochs']:g} epochs"
     )
     lines += [f"plan    {plan['method']} on {plan['base']}{rate}", f"        {plan['attention']}", "", "audit"]
-    shown = [f for f in found["findings"] if f["severity"] != "info"]
-    lines += [f"  {f['severity']:8} {f['kind']}: {f['message']} [{f['action']}]" for f in shown] or [
+    worrying = [f for f in found["findings"] if f["severity"] != "info"]
+    lines += [f"  {f['severity']:8} {f['kind']}: {f['message']} [{f['action']}]" for f in worrying] or [
         "  nothing stands out"
     ]
     lines += ["", "preflight"]
@@ -251,8 +262,10 @@ def infer_recipe(recipe: Recipe) -> str:
     with tempfile.TemporaryDirectory(prefix="finesmith-init-") as folder:
         run = Run.create(Path(folder) / "init", command="init")
         try:
+            recipe, reason = with_task(recipe)
             recipe = recognised(recipe, run)
-            resolved, why = language.resolved(recipe, run) if recipe.task in LANGUAGE else _resolved(recipe, run)
+            of_language = recipe.task in LANGUAGE
+            resolved, why = language.resolved(recipe, run, reason) if of_language else _resolved(recipe, run)
         finally:
             run.close()
     # What depends on the moment stays open: free memory, and the range test that only a run makes.

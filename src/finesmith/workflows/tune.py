@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from finesmith.errors import RecipeError, RunError
 from finesmith.recipe import LANGUAGE, Recipe, flatten, load, replace, to_yaml, with_absolute_paths
 from finesmith.run import Listener, Run, default_folder
+from finesmith.workflows import shown
 from finesmith.workflows.earlier import Earlier, earlier_of, enter
 from finesmith.workflows.ending import ending
+from finesmith.workflows.language.infer import with_task
 from finesmith.workflows.recognise import recognised
 
 if TYPE_CHECKING:
@@ -86,11 +88,12 @@ def _story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
             "recipe.yaml",
             to_yaml(with_absolute_paths(recipe), header="As given; the run stopped before it was resolved."),
         )
+    recipe, reason = with_task(recipe)
     recipe = recognised(recipe, run)
     if recipe.task in LANGUAGE:
         from finesmith.workflows.language.story import story
 
-        story(recipe, run, earlier)
+        story(recipe, run, earlier, reason)
         return
     enter(run, "data", earlier)
     with Ahead(recipe, run) as ahead:
@@ -103,7 +106,12 @@ def _story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
         resolved = _settle(recipe, run, data, setup, earlier)
 
         enter(run, "training", earlier)
-        fitted = fit(resolved, run, data, setup, earlier.checkpoint if earlier else None, begun=ahead.finish)
+
+        def begun() -> None:
+            ahead.finish()
+            shown.keep(resolved, run, lambda: shown.of_texts(data, setup))
+
+        fitted = fit(resolved, run, data, setup, earlier.checkpoint if earlier else None, begun=begun)
 
     enter(run, "baselines", earlier)
     baselines = fit_baselines(resolved, run, data, setup)
@@ -150,6 +158,7 @@ def resolve(recipe: Recipe, data: Prepared, setup: Setup) -> Recipe:
         **{f"data.{name}": columns[name] for name in ("text", "text_pair", "label", "group", "split") if columns[name]},
         "data.max_length": setup.max_length,
         "evaluate.metric": setup.metric,
+        **setup.adapter,
     }
     if recipe.method.name != "features":
         values |= {"train.learning_rate": setup.learning_rate, "train.micro_batch_size": setup.micro_batch_size}

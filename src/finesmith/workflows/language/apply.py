@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import DataError, ModelError
-from finesmith.recipe import LANGUAGE
-from finesmith.run import Run, read_json
-from finesmith.tasks.language import LanguageTask, Outcome, Reading
-from finesmith.workflows.about import LONGEST, damaged
+from finesmith.recipe import ADAPTERS, LANGUAGE
+from finesmith.run import read_json
+from finesmith.tasks.corpus import Outcome, Reading
+from finesmith.tasks.language import LanguageTask
+from finesmith.workflows.about import LONGEST, damaged, keep_evaluation
 
 if TYPE_CHECKING:
     from finesmith.models.forward import Network
-    from finesmith.tasks.language import Corpus, Encoded
+    from finesmith.tasks.corpus import Corpus, Encoded
 
-METHODS = frozenset({"full", "lora"})
+METHODS = frozenset({"full", *ADAPTERS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,8 @@ def is_language(folder: Path) -> bool:
     """Whether a model folder is of a task that answers for every token."""
     about = read_json(folder / "finesmith.json")
     task = about.get("task") if isinstance(about, Mapping) else None
-    return isinstance(task, Mapping) and task.get("name") in LANGUAGE
+    name = task.get("name") if isinstance(task, Mapping) else None
+    return isinstance(name, str) and name in LANGUAGE
 
 
 def load_model(folder: Path, *, device: str | None = None) -> TunedLanguageModel:
@@ -74,35 +76,41 @@ def load_model(folder: Path, *, device: str | None = None) -> TunedLanguageModel
     """
     import torch
 
-    from finesmith.models.adapter_files import load_adapter
+    from finesmith.models.adapter_files import require_base, wear
     from finesmith.models.load import find, load_tokenizer
     from finesmith.models.reload import find_tokenizer
     from finesmith.train.devices import choose
+    from finesmith.workflows.setup import longest_sequence
 
-    about, task = _about(folder)
-    adapted = about["method"] == "lora"
+    about, task = read_about(folder)
+    adapted = about["method"] in ADAPTERS
     base = find(about["base"], about["revision"]) if adapted else find(str(folder))
     tokenizer = load_tokenizer(find_tokenizer(folder), template=task.speaks)
+    if about["max_length"] > longest_sequence(base, tokenizer):
+        raise damaged(folder / "finesmith.json", "max_length", about["max_length"])
+    if adapted:
+        require_base(base, about.get("base_sha256"), folder)
     how: Any = {"seed": 0, "dtype": torch.float32, "device": device or choose("auto").device}
     network, report = task.load(base, tokenizer, **how)
     if adapted:
-        network.module = load_adapter(network.classifier, folder)
+        wear(network, folder)
     elif lacking := report.missing + report.new:
         raise ModelError(f"{folder} lacks the weights {', '.join(lacking[:3])}; the folder is damaged")
     network.module.eval()
 
     def load_base() -> Network:
         try:
-            return task.load(find(about["base"], about["revision"]), tokenizer, **how)[0]
+            untouched: Network = task.load(find(about["base"], about["revision"]), tokenizer, **how)[0]
         except ModelError as error:
             raise ModelError(f"{task.name} are judged by how far the model has moved from its base: {error}") from error
+        return untouched
 
     return TunedLanguageModel(
         network, task, about["max_length"], Reading(**about["reading"]), about["metric"], load_base
     )
 
 
-def _about(folder: Path) -> tuple[dict[str, Any], LanguageTask]:
+def read_about(folder: Path) -> tuple[dict[str, Any], LanguageTask]:
     """Return what `finesmith.json` of a model folder holds, and its task.
 
     Raises RunError when it is missing, or a value is not of the kind that finesmith writes.
@@ -117,17 +125,32 @@ def _about(folder: Path) -> tuple[dict[str, Any], LanguageTask]:
             raise damaged(path, key, about.get(key))
     if about["method"] not in METHODS:
         raise damaged(path, "method", about["method"])
-    if not (about.get("revision") is None or isinstance(about["revision"], str)):
-        raise damaged(path, "revision", about["revision"])
+    for key in ("revision", "base_sha256"):
+        if not (about.get(key) is None or isinstance(about[key], str)):
+            raise damaged(path, key, about[key])
     if not 0 < about["max_length"] <= LONGEST:
         raise damaged(path, "max_length", about["max_length"])
     known = {field.name for field in fields(Reading)}
     if about["reading"].keys() != known or not all(v is None or type(v) is str for v in about["reading"].values()):
         raise damaged(path, "reading", about["reading"])
     try:
-        return about, tasks.language_task(about["task"]["name"]).from_state(about["task"])
-    except (KeyError, TypeError, ValueError, AttributeError):
+        task = tasks.language_task(about["task"]["name"]).from_state(about["task"])
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise damaged(path, "task", about["task"]) from None
+    if about["metric"] not in task.metrics:
+        raise damaged(path, "metric", about["metric"])
+    _require_labels(folder, task)
+    return about, task
+
+
+def _require_labels(folder: Path, task: LanguageTask) -> None:
+    """Refuse a task whose labels are not those of the saved head, in its order."""
+    if task.labels is None:
+        return
+    config = read_json(folder / "config.json")
+    named = config.get("id2label") if isinstance(config, Mapping) else None
+    if named != {str(number): label for number, label in enumerate(task.labels)}:
+        raise damaged(folder / "finesmith.json", "task", list(task.labels))
 
 
 def predictions(
@@ -150,7 +173,7 @@ def predictions(
     _, outcome = model.answer(corpus, _counting(progress, len(corpus)))
     if text_pair is not None and len(corpus.columns_of_texts) < 2:
         raise DataError(f"{source} has no column {text_pair[:80]!r}; name the second texts with --text-pair COLUMN")
-    columns = {name: list(texts) for name, texts in given.columns_of_texts.items()}
+    columns: dict[str, list[Any]] = {name: list(texts) for name, texts in given.columns_of_texts.items()}
     for name, values in model.task.columns(corpus, outcome, quote=True).items():
         # Rows that the model cannot read stay without an answer.
         column = columns.setdefault(name, [None] * len(given))
@@ -170,7 +193,7 @@ def evaluate(
     encoding: str | None,
     progress: Progress | None,
 ) -> dict[str, Any]:
-    """Score a run's model on other rows; return scores with intervals, and keep them in the run folder."""
+    """Score a model on other rows; return scores with intervals, kept in the run folder if there is one."""
     from finesmith.evaluate.paired import interval
 
     _refuse_pairs(model, text_pair)
@@ -189,11 +212,7 @@ def evaluate(
         "scores": {name: None if score is None else asdict(score) for name, score in scores.items()},
         "details": model.task.details(corpus, outcome),
     }
-    run = Run(Path(folder))
-    try:
-        run.write_json(f"evaluations/{Path(source).name}-{corpus.origins[0].sha256[:8]}.json", result)
-    finally:
-        run.close()
+    keep_evaluation(folder, f"{Path(source).name}-{corpus.origins[0].sha256[:8]}", result)
     return result
 
 

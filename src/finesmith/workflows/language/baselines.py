@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from finesmith.models.forward import Network
     from finesmith.recipe import Recipe
     from finesmith.run import Run
-    from finesmith.tasks.language import Baseline
+    from finesmith.tasks.corpus import Baseline
     from finesmith.workflows.language.gather import Gathered
     from finesmith.workflows.language.setup import Setup
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from finesmith.workflows import shown
 from finesmith.workflows.seen import Seen
 
 if TYPE_CHECKING:
     from finesmith.guards.preflight import Probed
     from finesmith.recipe import Recipe
     from finesmith.run import Run
-    from finesmith.tasks.language import Encoded
+    from finesmith.tasks.corpus import Encoded
     from finesmith.types import Batch
     from finesmith.workflows.language.gather import Gathered
     from finesmith.workflows.language.setup import Setup
@@ -20,13 +21,13 @@ PROBE_ROWS = 16
 PROBE_TOKENS = 512
 
 
-def look(recipe: Recipe, run: Run) -> Seen:
+def look(recipe: Recipe, run: Run, reason: str | None = None) -> Seen:
     """Prepare as `tune` does, probe and time."""
     from finesmith.workflows.check import plan_as_told, timed
     from finesmith.workflows.language.fit import loss_of, plan_of
     from finesmith.workflows.language.story import begin
 
-    data, setup = begin(recipe, run)
+    data, setup = begin(recipe, run, None, reason)
     probes = preflight(recipe, data, setup)
     plan = plan_of(recipe, data, setup)
     usual = int(setup.encoded["train"].rows.lengths().sum()) / plan.steps_per_epoch
@@ -35,14 +36,15 @@ def look(recipe: Recipe, run: Run) -> Seen:
         "memory_bytes": setup.forecast["total"],
         "memory_free_bytes": setup.forecast["free"],
     }
-    return Seen(data.summary, probes, plan_as_told(recipe, setup, data.summary["tokens"]), forecast)
+    told = plan_as_told(recipe, setup, data.summary["tokens"])
+    return Seen(data.summary, probes, told, forecast, shown.of_tokens(recipe, data, setup))
 
 
-def resolved(recipe: Recipe, run: Run) -> tuple[Recipe, dict[str, str]]:
+def resolved(recipe: Recipe, run: Run, reason: str | None = None) -> tuple[Recipe, dict[str, str]]:
     """Return the recipe with every inferred value in it, and why."""
     from finesmith.workflows.language.story import begin, resolve
 
-    data, setup = begin(recipe, run)
+    data, setup = begin(recipe, run, None, reason)
     return resolve(recipe, data, setup), setup.why
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from finesmith.tasks.language import Corpus, Encoded, Outcome
+from finesmith.tasks.corpus import Corpus, Encoded, Outcome
 from finesmith.types import SPLITS, Score, Split
 from finesmith.workflows.compare import write_next
 from finesmith.workflows.language.baselines import Fitted, strongest, untouched
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from finesmith.evaluate.verdict import Verdict
     from finesmith.recipe import Recipe
     from finesmith.run import Run
+    from finesmith.tasks.language import Ints
     from finesmith.workflows.language.gather import Gathered
     from finesmith.workflows.language.setup import Setup
     from finesmith.workflows.training import Trained
@@ -53,6 +54,10 @@ def compare(
         split: score_all(recipe, measured[split], corpora[split], exactly=split == "train") for split in SPLITS
     }
     scores["details"] = task.details(test, outcomes["test"])
+    scores["by_source"] = {
+        split: _by_source(recipe, data, measured[split], corpora[split], task.answered(outcomes[split]), split)
+        for split in SPLITS[1:]
+    }
     run.write_json("scores.json", scores)
     for split in SPLITS:
         _write_predictions(recipe, run, data, split, corpora[split], outcomes[split])
@@ -63,20 +68,49 @@ def compare(
     return verdict.to_json(), Opened(test, encoded["test"], outcomes["test"])
 
 
+def _by_source(
+    recipe: Recipe,
+    data: Gathered,
+    measured: Mapping[str, Measurement],
+    corpus: Corpus,
+    answered: Ints | None,
+    split: Split,
+) -> list[dict[str, Any]]:
+    """Return every metric that is one of rows, on each source's rows of a split."""
+
+    def score(rows: Ints) -> dict[str, Any]:
+        chosen = set(rows.tolist())
+        found: dict[str, Any] = {}
+        for name, whole in measured.items():
+            places = range(len(corpus)) if len(whole) == len(corpus) or answered is None else answered.tolist()
+            at = [place for place, row in enumerate(places) if row in chosen]
+            if len(places) == len(whole) and at:
+                one = replace(whole, statistics=whole.statistics[at], per_example=whole.per_example[at])
+                groups = None if corpus.groups is None else [corpus.groups[places[place]] for place in at]
+                found[name] = _with_interval(recipe, one, groups)
+        return found
+
+    return data.mixture.by_source(data.ids[split], score)
+
+
 def score_all(
     recipe: Recipe, measured: Mapping[str, Measurement], corpus: Corpus, *, exactly: bool = False
 ) -> dict[str, Any]:
     """Return every metric with its interval; `exactly`: without one, as on training data, where it means nothing."""
-    from finesmith.evaluate.paired import interval
-
     found: dict[str, Any] = {}
     for name, one in measured.items():
         if exactly:
-            score = None if one.value is None else Score(one.value)
+            found[name] = None if one.value is None else asdict(Score(one.value))
         else:
-            score = interval(one, corpus.groups, recipe.evaluate.bootstrap_samples, recipe.train.seed)
-        found[name] = None if score is None else asdict(score)
+            found[name] = _with_interval(recipe, one, corpus.groups)
     return found
+
+
+def _with_interval(recipe: Recipe, one: Measurement, groups: Sequence[str] | None) -> dict[str, Any] | None:
+    from finesmith.evaluate.paired import interval
+
+    score = interval(one, groups, recipe.evaluate.bootstrap_samples, recipe.train.seed)
+    return None if score is None else asdict(score)
 
 
 def _write_predictions(

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from finesmith.discreet import discreet
 from finesmith.errors import FinesmithError
+from finesmith.recipe import ADAPTERS
 from finesmith.run import Run, read_json, whole_folder
 from finesmith.workflows.finish import MODEL_FORMAT, PROOF_EXAMPLES, name_base
 
 if TYPE_CHECKING:
     from finesmith.recipe import Recipe
-    from finesmith.tasks.language import Encoded
+    from finesmith.tasks.corpus import Encoded
     from finesmith.workflows.language.compare import Opened
     from finesmith.workflows.language.gather import Gathered
     from finesmith.workflows.language.setup import Setup
@@ -36,7 +37,7 @@ def finish(recipe: Recipe, run: Run, data: Gathered, setup: Setup, opened: Opene
     rows = _proof(data, setup, opened, count)
     evaluated = data.task.answer(setup.network, rows)
     with whole_folder(run.folder / "model") as folder:
-        if recipe.method.name == "lora":
+        if recipe.method.name in ADAPTERS:
             save_adapter(setup.network, folder)
             name_base(folder, setup.base)
         else:
@@ -49,6 +50,7 @@ def finish(recipe: Recipe, run: Run, data: Gathered, setup: Setup, opened: Opene
                 "method": recipe.method.name,
                 "base": discreet(with_absolute_paths(recipe).model.base),
                 "revision": recipe.model.revision,
+                "base_sha256": setup.base.sha256,
                 "max_length": setup.max_length,
                 "reading": asdict(reading_of(recipe)),
                 "metric": setup.metric,

@@ -8,9 +8,12 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import DataError
+from finesmith.workflows import shown
 from finesmith.workflows.training import Job, Trained, train_job
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
 
     from finesmith.recipe import Recipe
@@ -20,6 +23,10 @@ if TYPE_CHECKING:
     from finesmith.types import Batch
     from finesmith.workflows.language.gather import Gathered
     from finesmith.workflows.language.setup import Setup
+
+    Ints = npt.NDArray[np.int64]
+
+NAMED_AT_ONCE = 512
 
 
 def fit(recipe: Recipe, run: Run, data: Gathered, setup: Setup, checkpoint: Checkpoint | None) -> Trained:
@@ -35,22 +42,33 @@ def fit(recipe: Recipe, run: Run, data: Gathered, setup: Setup, checkpoint: Chec
         fingerprint=setup.fingerprint,
         where=data.places,
     )
-    return train_job(recipe, run, job, checkpoint, time.perf_counter(), lambda: None)
+    began = time.perf_counter()
+
+    def begun() -> None:
+        shown.keep(recipe, run, lambda: shown.of_tokens(recipe, data, setup))
+
+    if checkpoint is not None:
+        begun()
+    return train_job(recipe, run, job, checkpoint, began, begun)
 
 
 def plan_of(recipe: Recipe, data: Gathered, setup: Setup) -> Plan:
     """Return the plan of training: a pure function of recipe and data."""
-    from finesmith.data.batches import micro_batches
+    from finesmith.data.batches import batch_positions, micro_batches
     from finesmith.train.loop import Plan
 
     t, task, encoded = recipe.train, data.task, setup.encoded["train"]
     lengths = encoded.rows.lengths()
     device, ids = setup.network.device, data.ids["train"]
     per_epoch = task.steps_per_epoch(encoded, t.batch_size)
+    mixed = None if recipe.data.weights is None else data.mixture.order(recipe, _owners(data, setup, lengths))
 
     def make(step: int) -> tuple[Sequence[Batch], int]:
         epoch = step // per_epoch
-        chosen = task.order(encoded, t.batch_size, t.seed, step)
+        if mixed is None:
+            chosen = task.order(encoded, t.batch_size, t.seed, step)
+        else:
+            chosen = batch_positions(len(lengths), t.batch_size, seed=t.seed, step=step, order=mixed)
         parts = micro_batches(chosen, lengths, setup.micro_batch_size)
         made = [task.batch(encoded, part, ids, epoch, t.seed, device) for part in parts]
         return task.prepared(setup.network, encoded, made), max(1, task.units(made))
@@ -58,6 +76,20 @@ def plan_of(recipe: Recipe, data: Gathered, setup: Setup) -> Plan:
     steps = max(1, round(per_epoch * setup.epochs))
     found = task.backward(setup.network, lambda: precision(setup))
     return Plan(steps, per_epoch, make, t.max_grad_norm, t.seed, found)
+
+
+def _owners(data: Gathered, setup: Setup, lengths: Ints) -> Ints:
+    """Return the id of the row that each training sequence is made from, as its batches name it."""
+    import numpy as np
+
+    if len(lengths) == len(data.ids["train"]):
+        return data.ids["train"]
+    owners = np.empty(len(lengths), np.int64)
+    order = np.argsort(lengths, kind="stable")
+    for start in range(0, len(order), NAMED_AT_ONCE):
+        part = order[start : start + NAMED_AT_ONCE]
+        owners[part] = data.task.batch(setup.encoded["train"], part, data.ids["train"], 0, 0, "cpu").ids.numpy()
+    return owners
 
 
 def loss_of(data: Gathered, setup: Setup) -> Callable[[Batch], tuple[torch.Tensor, int]]:

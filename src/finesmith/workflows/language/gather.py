@@ -6,15 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from finesmith.data.sources import refuse_twice
 from finesmith.discreet import discreet
 from finesmith.errors import DataError, RunError
 from finesmith.recipe import replace as replace_keys
-from finesmith.tasks.language import Choices, Contrast, Corpus, LanguageTask, Reading, Speech
+from finesmith.tasks.corpus import Choices, Contrast, Corpus, Reading, Speech
+from finesmith.tasks.language import LanguageTask
 from finesmith.tasks.preference_losses import Objective
 from finesmith.types import SPLITS, Examples, Finding, Split
 from finesmith.workflows.about import LONGEST
+from finesmith.workflows.mixture import Mixture, mixture_of
 from finesmith.workflows.prepare import complete, refuse_tiny, tell_findings, token_lengths, where, write_splits
-from finesmith.workflows.rows import as_list
+from finesmith.workflows.rows import as_list, naming
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,15 +59,16 @@ class SealedCorpus:
 class Gathered:
     """Rows ready for a model.
 
-    corpora: train and validation (test only in `test`, sealed); ids: int64, those of the rows of each split; places:
-    the place of each id, for messages; tokens: what the data page tells of lengths; why: the reason for each inferred
-    recipe key.
+    corpora: train and validation (test only in `test`, sealed); ids: int64, those of the rows of each split; mixture:
+    which source each row is of; places: the place of each id, for messages; tokens: what the data page tells of
+    lengths; why: the reason for each inferred recipe key.
     """
 
     task: LanguageTask
     corpora: Mapping[Split, Corpus]
     test: SealedCorpus
     ids: Mapping[Split, Ints]
+    mixture: Mixture
     places: Sequence[str]
     tokens: Tokens
     max_length: int
@@ -80,13 +84,14 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
     from finesmith import tasks
 
     kind = tasks.language_task(recipe.task)
-    corpus, given = _read(recipe, run, kind)
+    corpus, given, mixture = _read(recipe, run, kind)
     read = len(corpus) + sum(corpus.lost.values())
     limit = row_limit(recipe, longest)
     choices, lost = choices_of(recipe), dict(corpus.lost)
     laid = kind.lay_out(corpus, tokenizer, choices, limit[0])
     if laid is not None:
         corpus, given = laid.corpus, [given[place] for place in laid.kept]
+        mixture = replace(mixture, of=mixture.of[laid.kept])
         choices, lost = laid.choices, lost | dict(laid.lost)
         for note in laid.notes:
             run.record("note", message=note)
@@ -102,7 +107,8 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
     kept = keep.nonzero()[0]
     if not len(kept):
         raise DataError(f"{corpus.origins[0].name}: none of the {len(corpus):,} {kind.unit} can be used; see the audit")
-    splits, notes = _split(recipe, kind, corpus, given, kept, clusters)
+    with naming(corpus.origins[0].name):
+        splits, notes = _split(recipe, kind, corpus, given, kept, clusters)
     for note in notes:
         run.record("note", message=note)
     positions = {name: kept[where(splits, name)] for name in SPLITS}
@@ -110,8 +116,8 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
     if len(positions["test"]) < FEWEST_TESTED:
         raise DataError(
             f"the test split holds {len(positions['test'])} {kind.unit}, too few to compare models on; expected "
-            f"at least {FEWEST_TESTED}: raise data.test_fraction, add {kind.unit}, or part them with "
-            "data.document_separator"
+            f"at least {FEWEST_TESTED}: raise data.test_fraction, or add {kind.unit}"
+            + (", or part them with data.document_separator" if corpus.strata is None else "")
         )
     taken = {name: kind.take(corpus, at) for name, at in positions.items()}
     task = kind.learn(taken["train"], choices)
@@ -130,6 +136,7 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
         "labels": list(task.labels) if task.labels else None,
         "splits": {name: {"rows": len(part), **task.summary(part)} for name, part in taken.items()},
         "split_notes": notes,
+        "mixture": mixture.counted(recipe, positions),
         "max_length": limit[0],
         "tokens": {**tokens.summary(), "added_words": []},
     }
@@ -142,6 +149,7 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
         corpora={"train": taken["train"], "validation": taken["validation"]},
         test=SealedCorpus(taken["test"]),
         ids=positions,
+        mixture=mixture,
         places=corpus.where,
         tokens=tokens,
         max_length=limit[0],
@@ -197,20 +205,24 @@ def choices_of(recipe: Recipe) -> Choices:
     )
 
 
-def _read(recipe: Recipe, run: Run, kind: type[LanguageTask]) -> tuple[Corpus, list[Split | None]]:
-    """Read every split's sources; return all rows end to end, and the split each was given (None: to be split)."""
+def _read(recipe: Recipe, run: Run, kind: type[LanguageTask]) -> tuple[Corpus, list[Split | None], Mixture]:
+    """Read every source; return all rows end to end, the split each was given (None: to be split), and its source."""
     d, reading = recipe.data, reading_of(recipe)
     named: dict[Split, list[str]] = {
         "train": as_list(d.train),
         "validation": as_list(d.validation),
         "test": as_list(d.test),
     }
-    read = {split: kind.read(sources, reading) for split, sources in named.items() if sources}
+    parts: list[Corpus] = []
     given: list[Split | None] = []
-    for split, part in read.items():
-        open_rows = split == "train" and len(read) < len(SPLITS)
-        given += [None if open_rows else split] * len(part)
-    parts = list(read.values())
+    mixed = []
+    for split, sources in named.items():
+        refuse_twice(sources)
+        read = [kind.read([source], reading) for source in sources]
+        open_rows = split == "train" and not all(named.values())
+        given += [None if open_rows else split] * sum(map(len, read))
+        mixed.append(([discreet(source) for source in sources], [(i, len(part)) for i, part in enumerate(read)]))
+        parts += read
     corpus = parts[0] if len(parts) == 1 else kind.join(parts)
     first = 0
     origins = []
@@ -221,7 +233,7 @@ def _read(recipe: Recipe, run: Run, kind: type[LanguageTask]) -> tuple[Corpus, l
         for note in origin.notes:
             run.record("note", message=f"{discreet(origin.name)}: {note}")
     places = [discreet(place) for place in corpus.where]
-    return replace(corpus, origins=origins, where=places), given
+    return replace(corpus, origins=origins, where=places), given, mixture_of(mixed)
 
 
 def _audit(
@@ -286,7 +298,7 @@ def _split(
     clusters: Clusters,
 ) -> tuple[list[Split], list[str]]:
     """Return the split of every kept row, those given respected; copies and rows of a document stay together."""
-    from finesmith.data.documents import split_documents
+    from finesmith.data.documents import FEWEST_UNITS, split_documents
     from finesmith.data.near_duplicates import normalise
     from finesmith.data.split import split, units
 
@@ -297,18 +309,25 @@ def _split(
     d, open_rows = recipe.data, kept[at]
     texts = [corpus.texts[i] for i in open_rows]
     together = units(clusters, corpus.groups)[open_rows]
+    if corpus.answers is not None and (found := len(set(together.tolist()))) < FEWEST_UNITS:
+        raise DataError(
+            f"{len(at):,} {kind.unit} make {found} that are no copies of each other; a split needs {FEWEST_UNITS}: "
+            "add some, or give a file for each split"
+        )
     validation = 0.0 if "validation" in names else d.validation_fraction
     test = 0.0 if "test" in names else d.test_fraction
     notes = [] if corpus.groups is None else [kind.apart]
     if corpus.strata is None:
-        cut = split_documents(texts, units=together, validation=validation, test=test, seed=d.split_seed)
+        # One sentence counts as another, however long it is.
+        sizes = [1] * len(at) if kind.kind == "token" else None
+        cut = split_documents(texts, units=together, validation=validation, test=test, seed=d.split_seed, sizes=sizes)
     else:
         strata, keys = [corpus.strata[i] for i in open_rows], [normalise(text) for text in texts]
-        found = split(strata, units=together, keys=keys, validation=validation, test=test, seed=d.split_seed)
-        cut = found.names
-        if found.small:
-            rows = sum(found.small.values())
-            notes.append(f"{len(found.small)} labels have fewer than three examples; all {rows} are in train")
+        cut_by_label = split(strata, units=together, keys=keys, validation=validation, test=test, seed=d.split_seed)
+        cut = cut_by_label.names
+        if cut_by_label.small:
+            rows = sum(cut_by_label.small.values())
+            notes.append(f"{len(cut_by_label.small)} labels have fewer than three examples; all {rows} are in train")
     for place, name in zip(at, cut, strict=True):
         names[place] = name
     return names, notes

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import UserError
 from finesmith.recipe.conflicts import value_of
-from finesmith.tasks.language import Encoded
+from finesmith.tasks.corpus import Encoded
 from finesmith.types import Split
+from finesmith.workflows import adapting
 from finesmith.workflows.setup import (
     cache_folder,
     choose_device,
@@ -56,6 +57,7 @@ class Setup:
     before_key: str
     fingerprint: dict[str, str]
     cache: Path | None
+    adapter: Mapping[str, Any]
     why: dict[str, str]
 
 
@@ -73,7 +75,6 @@ def set_up(
     `threads` is the number that an interrupted run began on. Raises ModelError or UserError for what the model or the
     machine cannot do.
     """
-    from finesmith.models.adapter_kinds import add_adapter
     from finesmith.models.encoder import Encoder
     from finesmith.models.layers import freeze_lowest
     from finesmith.models.token_heads import TokenNetwork
@@ -81,7 +82,7 @@ def set_up(
     device = choose_device(recipe, threads)
     network, report = load_network(recipe, data, base, tokenizer, device)
     run.record("note", message=f"model {base.name}: {network.why}")
-    task, options = data.task, dict[str, Any]()
+    task = data.task
     encoded = {name: task.encode(corpus, tokenizer, data.max_length) for name, corpus in data.corpora.items()}
     for name, rows in encoded.items():
         for note in rows.notes:
@@ -91,8 +92,7 @@ def set_up(
     encoded = {name: task.begin(network, rows, cache=cache_folder(recipe), key=key) for name, rows in encoded.items()}
     if recipe.method.freeze_layers:
         freeze_lowest(network.classifier, recipe.method.freeze_layers)
-    if recipe.method.name == "lora":
-        options = dict(add_adapter(network, "lora", recipe.method.lora, seed=recipe.train.seed, purpose=task.purpose))
+    options = adapting.put_adapter(recipe, network, task.purpose)
     encoded = {name: task.narrow(rows, name) for name, rows in encoded.items()}
     settled = {key: reason for key, (value, reason) in task.settled.items() if value_of(recipe, key) != value}
     why = {**data.why, **settled}
@@ -101,7 +101,7 @@ def set_up(
     epochs, evaluations = duration(recipe, len(encoded["train"].rows), why)
     config = network.classifier.config
     width = len(task.labels or ())
-    if not width and isinstance(network, TokenNetwork) and not network.split:
+    if not width and isinstance(network, TokenNetwork) and (network.prompt or not network.split):
         # Else the logits of words are made a few at a time, and only where they are asked for.
         width = int(config.get_text_config().vocab_size)
     micro, forecast = fit_memory(recipe, network, encoded["train"].rows.lengths(), device, width)
@@ -117,7 +117,7 @@ def set_up(
         report=report,
         encoded=encoded,
         max_length=data.max_length,
-        model_limit=longest_sequence(base, tokenizer),
+        model_limit=longest_sequence(base, tokenizer, recipe),
         metric=metric,
         baselines=baselines_of(recipe, data),
         learning_rate=rate,
@@ -125,10 +125,11 @@ def set_up(
         evaluations=evaluations,
         micro_batch_size=micro,
         forecast=forecast,
-        weights_key=weights_key(base, ()),
+        weights_key=weights_key(base, (), adapting.start_of(recipe, network)),
         before_key=key,
         fingerprint={},
         cache=cache_folder(recipe),
+        adapter=adapting.in_recipe(recipe),
         why=why,
     )
 

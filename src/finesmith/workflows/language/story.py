@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from finesmith.workflows.language.setup import Setup
 
 
-def story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
-    """Gather, load, train, baselines, compare, finish."""
+def story(recipe: Recipe, run: Run, earlier: Earlier | None, reason: str | None = None) -> None:
+    """Gather, load, train, baselines, compare, finish; `reason`: why it is this task where the recipe named none."""
     from finesmith.workflows.language.baselines import fit_baselines
     from finesmith.workflows.language.compare import compare
     from finesmith.workflows.language.finish import finish
     from finesmith.workflows.language.fit import fit
 
     enter(run, "data", earlier)
-    data, setup = begin(recipe, run, earlier)
+    data, setup = begin(recipe, run, earlier, reason)
     resolved = _settle(recipe, run, data, setup, earlier)
 
     enter(run, "training", earlier)
@@ -40,7 +40,9 @@ def story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
     run.record("verdict", conclusion=verdict["conclusion"], better=verdict["better"])
 
 
-def begin(recipe: Recipe, run: Run, earlier: Earlier | None = None) -> tuple[Gathered, Setup]:
+def begin(
+    recipe: Recipe, run: Run, earlier: Earlier | None = None, reason: str | None = None
+) -> tuple[Gathered, Setup]:
     """Gather the rows and set the model up."""
     from finesmith import tasks
     from finesmith.models.load import find, load_tokenizer
@@ -48,10 +50,14 @@ def begin(recipe: Recipe, run: Run, earlier: Earlier | None = None) -> tuple[Gat
     from finesmith.workflows.language.setup import set_up
     from finesmith.workflows.setup import longest_sequence, require_known
 
+    if reason is not None:
+        run.record("note", message=f"task {recipe.task}: {reason}")
     base = find(recipe.model.base, recipe.model.revision)
     tokenizer = load_tokenizer(base, template=tasks.language_task(recipe.task).speaks)
     require_known(base, tokenizer)
-    data = gather(recipe, run, tokenizer, longest=longest_sequence(base, tokenizer))
+    data = gather(recipe, run, tokenizer, longest=longest_sequence(base, tokenizer, recipe))
+    if reason is not None:
+        data.why["task"] = reason
     enter(run, "model", earlier)
     return data, set_up(recipe, run, data, base, tokenizer, threads=earlier.threads if earlier else None)
 
@@ -66,6 +72,7 @@ def resolve(recipe: Recipe, data: Gathered, setup: Setup) -> Recipe:
         "train.micro_batch_size": setup.micro_batch_size,
         "train.epochs": setup.epochs,
         "train.evaluations": setup.evaluations,
+        **setup.adapter,
         **{f"data.{role}": name for role, name in data.summary["columns"].items()},
         **{key: value for key, (value, _) in data.task.settled.items()},
     }
