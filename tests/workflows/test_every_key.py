@@ -46,7 +46,7 @@ FEATURES = {"method.name": "features", **dict.fromkeys(("train.learning_rate", "
             "train.batch_size", "train.micro_batch_size", "model.dropout"), REMOVED)}  # fmt: skip
 MASKED = {"task": "masked-text", "data.text": REMOVED, "data.label": REMOVED, "evaluate.baselines": REMOVED,
           "data.max_length": 16}  # fmt: skip
-NO_LEARNING = {"train.learning_rate": 0.9, "train.epochs": 8, "train.schedule": "constant"}
+NO_LEARNING = {"train.learning_rate": 0.9, "train.epochs": 8, "train.schedule": "constant", "guards.preflight": "tell"}
 ELSEWHERE = {"output.dir", "output.cache", "model.revision"}
 
 
@@ -135,6 +135,7 @@ CASES = [
     Case("train.precision", "float32", ("model.json",)),
     Case("train.evaluations", 1, ("events.jsonl",)),
     Case("guards.early_stopping", False, ("events.jsonl",), given={**NO_LEARNING, "guards.patience": REMOVED}),
+    Case("guards.preflight", "stop", given=NO_LEARNING, error="preflight, learning rate: 0.9"),
     Case("guards.patience", 1, ("events.jsonl",), given=NO_LEARNING),
     Case("evaluate.metric", "macro_f1", ("events.jsonl", "verdict.json")),
     Case("evaluate.baselines", ["majority", "tfidf"], ("baselines.json", "verdict.json")),

@@ -14,6 +14,7 @@ from finesmith.workflows.earlier import Earlier, earlier_of, enter
 from finesmith.workflows.ending import ending
 
 if TYPE_CHECKING:
+    from finesmith.workflows.preflight import Preflight
     from finesmith.workflows.prepare import Prepared
     from finesmith.workflows.setup import Setup
 
@@ -101,7 +102,9 @@ def _story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
         resolved = _settle(recipe, run, data, setup, earlier)
 
         enter(run, "training", earlier)
-        fitted = fit(resolved, run, data, setup, earlier.checkpoint if earlier else None, begun=ahead.finish)
+        checkpoint = earlier.checkpoint if earlier else None
+        guard = _look(resolved, run, data, setup) if checkpoint is None else None
+        fitted = fit(resolved, run, data, setup, checkpoint, begun=ahead.finish, guard=guard)
 
     enter(run, "baselines", earlier)
     baselines = fit_baselines(resolved, run, data, setup)
@@ -132,6 +135,20 @@ def _settle(recipe: Recipe, run: Run, data: Prepared, setup: Setup, earlier: Ear
     if earlier is None or flatten(resolved) != flatten(recipe):
         save_recipe(resolved, run, setup.why)
     return resolved
+
+
+def _look(recipe: Recipe, run: Run, data: Prepared, setup: Setup) -> Preflight:
+    """Run the probes that need no step; return what runs the others after the first one.
+
+    Raises PreflightError when one does not pass.
+    """
+    from finesmith.workflows.preflight import Preflight, looks
+
+    guard = Preflight(recipe, run)
+    guard.hear(looks(recipe, data, setup))
+    if recipe.method.name == "features":
+        guard.end()
+    return guard
 
 
 def name_of(recipe: Recipe) -> str:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from finesmith.recipe import Recipe
     from finesmith.run import Run
+    from finesmith.train.adamw import Optimizer
     from finesmith.train.checkpoint import Checkpoint
     from finesmith.train.loop import Plan
     from finesmith.types import Batch
@@ -21,8 +22,18 @@ if TYPE_CHECKING:
     from finesmith.workflows.language.setup import Setup
 
 
-def fit(recipe: Recipe, run: Run, data: Gathered, setup: Setup, checkpoint: Checkpoint | None) -> Trained:
-    """Tune by the recipe's method, from `checkpoint` where there is one; the best weights are in the network then."""
+def fit(
+    recipe: Recipe,
+    run: Run,
+    data: Gathered,
+    setup: Setup,
+    checkpoint: Checkpoint | None,
+    begun: Callable[[Optimizer], None],
+) -> Trained:
+    """Tune by the recipe's method, from `checkpoint` where there is one; the best weights are in the network then.
+
+    `begun` is called after the first step.
+    """
     job = Job(
         network=setup.network,
         plan=plan_of(recipe, data, setup),
@@ -34,7 +45,7 @@ def fit(recipe: Recipe, run: Run, data: Gathered, setup: Setup, checkpoint: Chec
         fingerprint=setup.fingerprint,
         where=data.places,
     )
-    return train_job(recipe, run, job, checkpoint, time.perf_counter(), lambda: None)
+    return train_job(recipe, run, job, checkpoint, time.perf_counter(), begun)
 
 
 def plan_of(recipe: Recipe, data: Gathered, setup: Setup) -> Plan:

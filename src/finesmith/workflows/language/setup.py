@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import UserError
-from finesmith.tasks.language import Encoded
+from finesmith.tasks.language import Encoded, LanguageTask
 from finesmith.types import Split
 from finesmith.workflows.setup import (
     cache_folder,
@@ -89,12 +89,7 @@ def set_up(
     metric = _metric(recipe, data, why)
     rate = peak_learning_rate(recipe, report, why)
     epochs, evaluations = duration(recipe, len(encoded["train"].rows), why)
-    config = network.classifier.config
-    width = len(task.labels or ())
-    if not width and not network.split:
-        # Else the logits of words are made a few at a time, and only where they are asked for.
-        width = int(config.get_text_config().vocab_size)
-    micro, forecast = fit_memory(recipe, network, encoded["train"].rows.lengths(), device, width)
+    micro, forecast = fit_memory(recipe, network, encoded["train"].rows.lengths(), device, output_width(network, task))
     if recipe.train.micro_batch_size is None:
         why["train.micro_batch_size"] = "the most that is forecast to fit into memory"
     facts = model_facts(recipe, base, network, report, device, forecast, options, None)
@@ -119,6 +114,13 @@ def set_up(
         cache=cache_folder(recipe),
         why=why,
     )
+
+
+def output_width(network: TokenNetwork, task: LanguageTask) -> int:
+    """Return how many values the head returns for every token; 0 where it is asked for a few tokens at a time only."""
+    if task.labels is None and not network.split:
+        return int(network.classifier.config.get_text_config().vocab_size)
+    return len(task.labels or ())
 
 
 def load_network(

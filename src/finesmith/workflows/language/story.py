@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from finesmith.recipe import flatten, replace
@@ -10,6 +11,7 @@ from finesmith.workflows.earlier import enter
 if TYPE_CHECKING:
     from finesmith.recipe import Recipe
     from finesmith.run import Run
+    from finesmith.train.adamw import Optimizer
     from finesmith.workflows.earlier import Earlier
     from finesmith.workflows.language.gather import Gathered
     from finesmith.workflows.language.setup import Setup
@@ -27,7 +29,9 @@ def story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
     resolved = _settle(recipe, run, data, setup, earlier)
 
     enter(run, "training", earlier)
-    trained = fit(resolved, run, data, setup, earlier.checkpoint if earlier else None)
+    checkpoint = earlier.checkpoint if earlier else None
+    begun = _look(resolved, run, data, setup) if checkpoint is None else lambda _: None
+    trained = fit(resolved, run, data, setup, checkpoint, begun)
 
     enter(run, "baselines", earlier)
     baselines = fit_baselines(resolved, run, data, setup)
@@ -38,6 +42,19 @@ def story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
     enter(run, "saving", earlier)
     finish(resolved, run, data, setup, opened)
     run.record("verdict", conclusion=verdict["conclusion"], better=verdict["better"])
+
+
+def _look(recipe: Recipe, run: Run, data: Gathered, setup: Setup) -> Callable[[Optimizer], None]:
+    """Run the probes that need no step; return what runs the others after the first one.
+
+    Raises PreflightError when one does not pass.
+    """
+    from finesmith.workflows.language.preflight import learns, looks, trials
+    from finesmith.workflows.preflight import Preflight
+
+    guard, given = Preflight(recipe, run), (recipe, data, setup)
+    guard.hear(looks(*given))
+    return guard.first_step(setup.network.module, lambda: learns(*given), lambda: trials(*given))
 
 
 def begin(recipe: Recipe, run: Run, earlier: Earlier | None = None) -> tuple[Gathered, Setup]:
