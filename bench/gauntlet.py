@@ -47,9 +47,10 @@ class Passed(BaseException):
 class Case:
     """A run with a fault, or without (`fault` is empty).
 
-    values: what is set in the recipe, by dotted keys; files: changes data or base model, given the scratch folder and
-    the recipe, and returns the recipe; loaded: wraps or changes what was loaded, given a patch, data and setup; told: an
-    audit finding that mends the fault.
+    values: what is set in the recipe, by dotted keys; files: changes data or base model, given a new folder and the
+    recipe, and returns the recipe; loaded: wraps or changes what was loaded, given a patch, data and setup; told: an
+    audit finding that mends the fault; leaf: probes rows that no run has yet; resumed: changes an interrupted run
+    before it is resumed.
     """
 
     fault: str
@@ -273,7 +274,7 @@ CLEAN: list[tuple[str, str, dict[str, Any]]] = [
     ("classification", "as it comes", {}),
     ("classification", "LoRA", {"method.name": "lora", "train.learning_rate": 1e-2}),
     ("classification", "LoRA at a tiny rate", {"method.name": "lora", "train.learning_rate": 1e-5}),
-    ("classification", "LoRA on one projection", {"method.name": "lora", "method.lora": {"r": 2, "target_modules": ["query"]}}),
+    ("classification", "LoRA of queries", {"method.name": "lora", "method.lora": {"target_modules": ["query"]}}),
     ("classification", "a tiny rate", {"train.learning_rate": 1e-6}),
     ("classification", "the head first", {"method.name": "head_then_full"}),
     ("classification", "frozen layers", {"method.freeze_layers": 1}),
@@ -295,10 +296,10 @@ CLEAN: list[tuple[str, str, dict[str, Any]]] = [
     ("token-classification", "as it comes", {}),
     ("token-classification", "LoRA", {"method.name": "lora"}),
     ("token-classification", "a decoder", {"model.base": "@llama", "model.dropout": REMOVED}),
-    ("token-classification", "sentences of one word", {"data.train": "@words"}),
+    ("token-classification", "sentences of two words", {"data.train": "@words"}),
     ("causal-text", "as it comes", {}),
     ("causal-text", "tied, LoRA", {"model.base": "@tied", "method.name": "lora"}),
-    ("causal-text", "tied, short pieces that overlap", {"model.base": "@tied", "data.max_length": 12, "data.overlap": 3}),
+    ("causal-text", "short pieces that overlap", {"model.base": "@tied", "data.max_length": 12, "data.overlap": 3}),
     ("causal-text", "documents of one sentence", {"data.train": "@short"}),
     ("masked-text", "as it comes", {}),
     ("masked-text", "a head that the checkpoint lacks", {"model.base": "@bert", "mask.rate": 0.4}),
@@ -317,7 +318,8 @@ def clean_cases(world: World) -> list[Case]:
     wild = [(text, 1e4 if i % 40 == 0 else i % 7) for i, (text, _) in enumerate(rows)]
     world.wild = write_csv(world.folder / "wild.csv", wild)  # type: ignore[attr-defined]
     tags = {"anna": "B-PER", "rome": "B-LOC"}
-    words = [[(word, tags.get(word, "O"))] for word in [*WORDS[:40], *(["anna", "rome"] * 8)]]
+    said = [f"{word} {name}" for word in WORDS[:20] for name in tags]
+    words = [[(word, tags.get(word, "O")) for word in text.split()] for text in said]
     world.words = write_conll(world.folder / "words.conll", words)  # type: ignore[attr-defined]
     world.short = world.folder / "short.txt"  # type: ignore[attr-defined]
     world.short.write_text(documents(60, 8), "utf-8")  # type: ignore[attr-defined]

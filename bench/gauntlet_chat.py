@@ -3,6 +3,7 @@
 When a task of conversations has a run of its own, these can be put into it as the others are.
 """
 
+# ruff: noqa: ARG001, ARG005 - a change is given all there is, and few need all of it
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,5 +1,6 @@
 """The faults of the gauntlet: what peers got wrong, each in several variants, put into runs of several tasks."""
 
+# ruff: noqa: ARG001, ARG005 - a fault is given all there is, and few need all of it
 from __future__ import annotations
 
 import json
@@ -14,7 +15,6 @@ from gauntlet_chat import CHAT
 
 LORA = {"method.name": "lora", "train.learning_rate": 1e-2, "train.warmup": 0.0}
 WORDS_ADDED = {"data.domain_words": ["moviegoer", "storyline"]}
-ADDED_TEXTS = {"data.train": "@reviews"}
 PADDED = {"model.attention": "padded"}
 Loaded = Callable[[Patch, Any, Any], None]
 FAULTS: list[Case] = list(CHAT)
@@ -186,12 +186,20 @@ def template(single: list[str]) -> Callable[[Path], None]:
 
 DOUBLED = ("classification", "regression")
 file_fault("double BOS", "the texts write it too", DOUBLED, other_data(rows_begin))
-file_fault(
-    "double BOS",
-    "the texts write it too",
-    ("causal-text",),
-    other_data(lambda t: "[CLS] " + t.replace("\n\n", "\n\n[CLS] ")),
-)
+
+
+def second_beginning(patch: Patch, data: Any, setup: Any) -> None:
+    """Put one more before every row; raw text that spells it is no way to do so, for there it is plain text."""
+    import numpy as np
+
+    encoded = setup.encoded["train"]
+    rows = encoded.rows
+    tokens, targets = np.insert(rows.tokens, rows.offsets[:-1], 2), np.insert(rows.targets, rows.offsets[:-1], -100)
+    more = replace(rows, tokens=tokens, targets=targets, offsets=rows.offsets + np.arange(len(rows) + 1))
+    setup.encoded["train"] = replace(encoded, rows=more)
+
+
+put("double BOS", ("causal-text", "token-classification"), {"the data write it too": second_beginning})
 file_fault(
     "double BOS", "the tokenizer writes it twice", DOUBLED, other_model(template(["[CLS]", "[CLS]", "$A", "[SEP]"]))
 )
@@ -219,7 +227,7 @@ def scaled(name: str, factor: float) -> Any:
 
 NUMBERS = ("classification", "token-classification", "causal-text")
 file_fault("numbers that are none", "NaN in a table", NUMBERS, scaled("embed", float("nan")))
-file_fault("numbers that are none", "weights that overflow", NUMBERS, scaled("norm" if False else ".", 1e30))
+file_fault("numbers that are none", "weights that overflow", NUMBERS, scaled(".", 1e30))
 put(
     "numbers that are none", ("classification", "token-classification", "causal-text"),
     {"a loss in half precision overflows": losses(lambda loss, count, _: ((loss.half() * 60000).float(), count))},
@@ -272,26 +280,27 @@ put(
 # --- the network ------------------------------------------------------------------------------------------------------
 
 
-def merged_groups(size: int | None) -> Loaded:
+def merged_rows(size: int | None) -> Loaded:
     """Have rows of a batch share their attention: all of them, or so many at a time."""
 
     def loaded(patch: Patch, data: Any, setup: Any) -> None:
         from finesmith.models import forward, token_loss
+        from finesmith.models.attention import layout_of as original
 
-        original = forward.layout_of
+        def merged(lengths: Any) -> Any:
+            sizes = lengths.tolist()
+            return lengths.new_tensor([sum(sizes[at : at + (size or len(sizes))]) for at in
+                                       range(0, len(sizes), size or len(sizes))])  # fmt: skip
 
-        def layout_of(lengths: Any) -> Any:
-            layout = original(lengths)
-            groups, first, sizes = [], 0, list(layout.lengths)
-            while sizes:
-                part = sizes[: size or len(sizes)]
-                del sizes[: len(part)]
-                groups.append((first, 1, sum(part)))
-                first += sum(part)
-            return replace(layout, groups=tuple(groups))
+        def of_tokens(lengths: Any) -> Any:
+            return replace(original(merged(lengths)), positions=original(lengths).positions)
 
-        for module in (forward, token_loss):
-            patch.set(module, "layout_of", layout_of)
+        def of_rows(lengths: Any) -> Any:
+            # A head reads the first token of every row, so only the attention takes them together.
+            return replace(original(lengths), groups=original(merged(lengths)).groups)
+
+        patch.set(forward, "layout_of", of_rows)
+        patch.set(token_loss, "layout_of", of_tokens)
 
     return loaded
 
@@ -311,36 +320,8 @@ def leaking(share: float) -> Loaded:
 
 put(
     "packed rows attend to each other", ("classification", "token-classification", "causal-text", "masked-text"),
-    {"all rows as one text": merged_groups(None), "two and two": merged_groups(2), "by their mean": leaking(0.2)},
+    {"all rows as one text": merged_rows(None), "two and two": merged_rows(2), "by their mean": leaking(0.2)},
 )  # fmt: skip
-
-
-def padded_by(change: Callable[[Any, dict[str, Any]], dict[str, Any]]) -> Loaded:
-    def loaded(patch: Patch, data: Any, setup: Any) -> None:
-        from finesmith.models import forward, token_loss
-
-        original = forward.padded
-        for module in (forward, token_loss):
-            patch.set(module, "padded", lambda network, batch: change(batch, original(network, batch)))
-
-    return loaded
-
-
-def unmasked(batch: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Let real tokens see the padding; the mask still says which states are kept."""
-    kept = inputs["attention_mask"]
-    return {**inputs, "attention_mask": _Kept(kept)}
-
-
-class _Kept:
-    """A mask that models read as all ones, and callers as it is."""
-
-    def __init__(self, mask: Any) -> None:
-        self.mask = mask
-
-    def bool(self) -> Any:
-        """Return what the caller selects by."""
-        return self.mask.bool()
 
 
 def drop_mask(patch: Patch, data: Any, setup: Any) -> None:
@@ -522,7 +503,7 @@ def rename(order: Callable[[list[str]], list[str]]) -> Loaded:
 
 def swap_targets(every: int) -> Loaded:
     def loaded(patch: Patch, data: Any, setup: Any) -> None:
-        if "train" in setup.__class__.__slots__ or not hasattr(setup, "encoded"):
+        if not hasattr(setup, "encoded"):
             data.targets["train"][::every] = 1 - data.targets["train"][::every]
             return
         count = len(data.task.labels)
@@ -580,8 +561,10 @@ def copied_test(folder: Path, tree: dict[str, Any]) -> dict[str, Any]:
     return {**tree, "data": {**tree["data"], "test": str(path)}}
 
 
-file_fault("the same rows in two splits", "a test file copied from train", ("classification", "regression"), copied_test,
-           told="leakage")  # fmt: skip
+file_fault(
+    "the same rows in two splits", "a test file copied from train", ("classification", "regression"), copied_test,
+    told="leakage",
+)  # fmt: skip
 
 
 # --- words, saving, merging -------------------------------------------------------------------------------------------
@@ -767,7 +750,8 @@ def little_memory(size: int, **more: Any) -> Loaded:
 
 put(
     "more memory than there is", ("classification", "causal-text"),
-    {"1 MB": little_memory(10**6), "100 MB": little_memory(10**8), "rows far too long": little_memory(2 * 10**8, long=1)},
+    {"1 MB": little_memory(10**6), "100 MB": little_memory(10**8),
+     "rows far too long": little_memory(2 * 10**8, long=1)},
 )  # fmt: skip
 
 

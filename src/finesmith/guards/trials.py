@@ -176,7 +176,7 @@ def alone_and_together(module: nn.Module, answers: Answers, make: Make, count: i
     gap = max(float((a - b).abs().max()) if a.numel() else 0.0 for a, b in zip(together, alone, strict=True))
     return Probed(
         "alone and together",
-        gap <= max(ROUNDING * scale, 3e-3 * spread),
+        gap <= max(ROUNDING * scale, 1e-4 * spread),
         f"{count} rows of unequal lengths are answered in one batch as one by one, to {gap:.1e}",
         "The model minds its padding; --set model.attention=padded, and look at pad_token_id of its config",
     )
