@@ -93,6 +93,11 @@ class World:
         self.masked = write_masked(folder / "masked", self.bert)
         self.reviews = write_csv(folder / "reviews.csv", reviews(80))
         self.stars = write_csv(folder / "stars.csv", [(t, 4 if y == "positive" else 1.5) for t, y in reviews(80)])
+        said = [
+            (f"{text} moviegoer storyline" if i % 3 else text, label) for i, (text, label) in enumerate(reviews(80))
+        ]
+        self.worded = write_csv(folder / "worded.csv", said)
+        self.starred = write_csv(folder / "starred.csv", [(t, 4 if y == "positive" else 1.5) for t, y in said])
         self.topics = write_csv(folder / "topics.csv", topics())
         self.conll = write_conll(folder / "ner.conll", sentences(80))
         self.long = write_conll(folder / "long.conll", long_sentences())
@@ -207,7 +212,7 @@ def attempt(case: Case, world: World, out: Path) -> str:
     told: list[str] = []
 
     def hear(event: Mapping[str, Any]) -> None:
-        if event["event"] == "audit" and event["kind"] == case.told and event["action"] == "drop":
+        if event["event"] == "audit" and event["kind"] == case.told and event["message"].endswith("[drop]"):
             told.append(f"mended, and said: {event['message']}")
         if event["event"] == "preflight" and not event["failed"] and case.resumed is None:
             raise Passed
@@ -285,7 +290,8 @@ CLEAN: list[tuple[str, str, dict[str, Any]]] = [
     ("classification", "soft labels", {"train.label_smoothing": 0.6}),
     ("classification", "focal loss, weights", {"train.loss": "focal", "train.class_weights": "balanced"}),
     ("classification", "a long warm-up", {"train.warmup": 0.9, "train.schedule": "constant"}),
-    ("classification", "words added", {"data.domain_words": ["moviegoer", "storyline"]}),
+    ("classification", "words added", {"data.train": "@worded", "data.domain_words": ["moviegoer", "storyline"]}),
+    ("classification", "words added that no text has", {"data.domain_words": ["moviegoer"]}),
     ("classification", "30 rows", {"data.train": "@small"}),
     ("classification", "nine in ten of one class", {"data.train": "@skewed"}),
     ("classification", "a decoder", {"model.base": "@llama", "model.dropout": REMOVED}),

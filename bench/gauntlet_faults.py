@@ -540,7 +540,10 @@ def overlap(one: str, other: str) -> Loaded:
             rows = data.test._corpus if one == "test" else data.corpora[one]
             data.corpora[other] = data.task.join([data.corpora[other], data.task.take(rows, range(5))])
         else:
-            data.positions[other] = np.concatenate([data.positions[other], data.positions[one][:5]])
+            more = data.positions[one][:5]
+            data.positions[other] = np.concatenate([data.positions[other], more])
+            labels = [data.examples.labels[int(i)] for i in more]
+            data.targets[other] = np.concatenate([data.targets[other], data.task.encode(labels, [""] * len(labels))])
 
     return loaded
 
@@ -627,12 +630,13 @@ def rewrite_saved(patch: Patch, name: str, change: Callable[[Any], Any]) -> None
     patch.set(save, "save_classifier", save_classifier)
 
 
-put(
-    "new words not trained or not saved", ("classification", "regression"),
-    {"frozen": freeze("word_embeddings"), "no gradient": unlearnt_rows, "the tokenizer forgets them": old_tokenizer,
-     "their vectors are lost": old_rows},
-    values=WORDS_ADDED,
-)  # fmt: skip
+for one, file in (("classification", "@worded"), ("regression", "@starred")):
+    put(
+        "new words not trained or not saved", (one,),
+        {"frozen": freeze("word_embeddings"), "no gradient": unlearnt_rows, "the tokenizer forgets them": old_tokenizer,
+         "their vectors are lost": old_rows},
+        values={**WORDS_ADDED, "data.train": file},
+    )  # fmt: skip
 
 
 def untied(patch: Patch, data: Any, setup: Any) -> None:

@@ -23,7 +23,7 @@ Make = Callable[[Sequence[int]], "Batch"]
 Answers = Callable[["Batch"], Sequence["Tensor"]]
 
 # Probes that change or compare weights do so with as many numbers, from the top of the model downwards.
-MOST_NUMBERS = 2**25
+MOST_NUMBERS = 2**23
 # What rounding may do in float32, as a share of the numbers compared.
 ROUNDING = 1e-5
 # Of how far the changed row moved; rows that do not read each other move by nothing, or by the last bit.

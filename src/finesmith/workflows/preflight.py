@@ -123,16 +123,15 @@ def learning_rate(recipe: Recipe, setup: Setup | LanguageSetup) -> Probed:
 
 def beginning_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the token that begins a text, None where there is none."""
-    from finesmith.data.chunks import engine_of
     from finesmith.data.pieces import frame_of
 
-    engine = engine_of(tokenizer)
-    if engine is None:
-        before = list(frame_of(tokenizer).before)
+    if tokenizer.is_fast:
+        one = tokenizer.backend_tokenizer.encode("a")
+        told = zip(one.ids, one.special_tokens_mask, one.attention_mask, strict=True)
+        first = next(((token, special) for token, special, real in told if real), (0, 0))
+        before = first[:1] if first[1] else ()
     else:
-        encoding = engine.encode("a")
-        before = [i for i, special in zip(encoding.ids, encoding.special_tokens_mask, strict=True) if special][:1]
-        before = before if encoding.special_tokens_mask[0] else []
+        before = frame_of(tokenizer).before
     return before[0] if before else tokenizer.bos_token_id
 
 
