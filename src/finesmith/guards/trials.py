@@ -153,7 +153,7 @@ def _with_other_tokens(batch: Batch, row: int) -> Batch:
 
     import torch
 
-    known = batch.tokens.unique()
+    known = torch.unique(batch.tokens)
     ends = batch.lengths.cumsum(0)
     first, end = int(ends[row] - batch.lengths[row]), int(ends[row])
     first += int(end - first > 1)

@@ -70,7 +70,7 @@ def fit(
     if recipe.method.name == "head_then_full" and checkpoint is None:
         solve_head(run, data, setup)
     given = recipe, data, setup
-    probed = guard and guard.first_step(setup.network.module, lambda: learns(*given), lambda: trials(*given))
+    probed = guard.first_step(setup.network.module, lambda: learns(*given), lambda: trials(*given)) if guard else None
 
     def after_first_step(optimizer: Optimizer) -> None:
         if probed is not None:

@@ -125,14 +125,14 @@ def beginning_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the token that begins a text, None where there is none."""
     from finesmith.data.pieces import frame_of
 
-    if tokenizer.is_fast:
-        one = tokenizer.backend_tokenizer.encode("a")
-        told = zip(one.ids, one.special_tokens_mask, one.attention_mask, strict=True)
-        first = next(((token, special) for token, special, real in told if real), (0, 0))
-        before = first[:1] if first[1] else ()
-    else:
-        before = frame_of(tokenizer).before
-    return before[0] if before else tokenizer.bos_token_id
+    beginning: int | None = tokenizer.bos_token_id
+    if not tokenizer.is_fast:
+        return next(iter(frame_of(tokenizer).before), beginning)
+    one = tokenizer.backend_tokenizer.encode("a")
+    for token, special, real in zip(one.ids, one.special_tokens_mask, one.attention_mask, strict=True):
+        if real:
+            return int(token) if special else beginning
+    return beginning
 
 
 def added_ids(setup: Setup) -> list[int]:
@@ -222,7 +222,7 @@ def trials(recipe: Recipe, data: Prepared, setup: Setup, loss_tokens: int = PROB
     yield probes.tiny_batch_learnt(module, loss_sum, make, count, setup.learning_rate, softened=softened)
     if setup.added_words:
         batch, added = _with_added(data, setup), added_ids(setup)
-        table = network.classifier.get_input_embeddings().weight
+        table: Any = network.classifier.get_input_embeddings().weight
         yield probes.added_words_learn(module, loss_sum, batch, table, added)
         yield probes.survives_saving(
             module, lambda: answers(batch), lambda: _reloaded(data, setup, batch), "saved whole and loaded again"
@@ -342,5 +342,8 @@ def _reloaded(data: Prepared, setup: Setup, batch: Batch) -> Any:
         )
         if added_ids(setup) != _ids_of(again.tokenizer, setup.added_words):
             raise ModelError("the tokenizer that was saved does not know the words added")
+        tables: list[Any] = [n.classifier.get_input_embeddings().weight for n in (setup.network, again)]
+        if not all(torch.equal(tables[0][row], tables[1][row]) for row in added_ids(setup)):
+            raise ModelError("the vectors of the words added were not saved")
         with torch.no_grad():
             return forward.logits(again, batch).unbind(0)

@@ -55,7 +55,7 @@ def looks(recipe: Recipe, data: Gathered, setup: Setup) -> Iterator[Probed]:
         encoded.answers,
         causal=network.kind == "causal",
         beginning=beginning_of(tokenizer),
-        decode=None if labels else tokenizer.decode,
+        decode=None if labels else lambda ids: str(tokenizer.decode(list(ids))),
     )
     if labels is not None:
         halved = int((encoded.rows.lengths() * 2 < encoded.lengths).sum())
@@ -247,11 +247,13 @@ def _saving(
 
 def answers_of(network: TokenNetwork, batch: Batch) -> Sequence[Tensor]:
     """Return the log probabilities of the targets of each row."""
+    import torch
+
     from finesmith.models.token_loss import token_log_probabilities
 
     assert batch.targets is not None
-    told = [int((row != -100).sum()) for row in batch.targets.split(batch.lengths.tolist())]
-    return token_log_probabilities(network, batch).split(told)
+    told = [int((row != -100).sum()) for row in torch.split(batch.targets, batch.lengths.tolist())]
+    return torch.split(token_log_probabilities(network, batch), told)
 
 
 def _told(batch: Batch) -> bool:
