@@ -33,7 +33,6 @@ SAME_GRADIENT, SAME_COARSE = 1e-2, 0.15
 # A tiny batch is fitted when its loss has fallen by this share, in so many steps at one of the rates tried.
 FALL, TRIAL_STEPS, RATES = 0.05, 8, (1.0, 10.0, 100.0, 1000.0)
 SMALLEST_LOSS = 1e-3
-SHOWN = 3
 
 
 @contextmanager
