@@ -244,14 +244,14 @@ def run(cases: list[Case], world: World) -> dict[int, str]:
     """Run cases; return how each was caught, by its place. What breaks otherwise counts as not caught."""
     found = {}
     for place, case in enumerate(cases):
-        out = world.folder / f"run-{place}"
+        out = Path(tempfile.mkdtemp(prefix="run-", dir=world.folder)) / "run"
         began = time.perf_counter()
         try:
             found[place] = attempt(case, world, out)
         except Exception as error:
             traceback.print_exc()
             found[place] = f"BROKE: {type(error).__name__}" if not case.fault else ""
-        shutil.rmtree(out, ignore_errors=True)
+        shutil.rmtree(out.parent, ignore_errors=True)
         seconds = time.perf_counter() - began
         mark = "caught" if found[place] else "missed" if case.fault else "clean"
         name = case.fault or "clean"
