@@ -68,6 +68,7 @@ class Patch:
     """Sets attributes, and puts them back."""
 
     def __init__(self) -> None:
+        self.recipe: Any = None
         self._before: list[tuple[Any, str, Any]] = []
 
     def set(self, owner: Any, name: str, value: Any) -> None:
@@ -178,19 +179,20 @@ def documents(count: int = 50, longest: int = 30) -> str:
 def wrapped(case: Case) -> Iterator[Patch]:
     """Have the fault put in when data and model are loaded, and no report made."""
     import finesmith.report.page
-    from finesmith.workflows import tune
-    from finesmith.workflows.language import story
+    from finesmith.workflows import preflight
+    from finesmith.workflows.language import preflight as language
 
     patch = Patch()
     patch.set(finesmith.report.page, "build", lambda folder: folder / "report.html")
-    for module in (tune, story):
+    for module in (preflight, language):
 
-        def look(recipe: Any, run: Any, data: Any, setup: Any, original: Any = module._look) -> Any:
+        def look(recipe: Any, run: Any, data: Any, setup: Any, original: Any = module.before_training) -> Any:
+            patch.recipe = recipe
             if case.loaded is not None:
                 case.loaded(patch, data, setup)
             return original(recipe, run, data, setup)
 
-        patch.set(module, "_look", look)
+        patch.set(module, "before_training", look)
     try:
         yield patch
     finally:

@@ -52,7 +52,7 @@ def probed(
         from finesmith.data.chat_template import named_template
         from finesmith.data.render import prompt_ids, render
         from finesmith.guards.rows import look_at_rows
-        from finesmith.tasks.language import Answers
+        from finesmith.tasks.corpus import Answers
 
         del world
         words, talks = tokenizer(), conversations(turns)

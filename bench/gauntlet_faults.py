@@ -744,7 +744,7 @@ def little_memory(size: int, **more: Any) -> Loaded:
         from finesmith.train.memory import estimate
         from finesmith.workflows.setup import memory_shape
 
-        shape = memory_shape(setup.network, 0)
+        shape = memory_shape(patch.recipe, setup.network, 0)
         setup.device = replace(setup.device, memory_free=size)
         lengths = [512] * 8 if more else [16] * setup.micro_batch_size
         setup.forecast = estimate(shape, lengths, free=size, dtype=setup.device.dtype).as_json()

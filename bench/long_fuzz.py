@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 os.environ |= {"HF_HUB_OFFLINE": "1", "FINESMITH_TRACEBACK": "1"}
 # In turn, by what a second of each finds: the cases of a run folder cost a hundred times those of a recipe.
-TURNS = {"recipes": 200, "tables": 100, "checkpoints": 40, "runs": 15}
+TURNS = {"recipes": 200, "tables": 100, "language": 60, "checkpoints": 40, "runs": 15}
 # Seconds after the end at which a library that never returns to Python is stopped, and says where it hangs.
 LONGEST_TURN = 120.0
 

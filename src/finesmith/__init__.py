@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["TunedRun", "__version__", "load", "resume", "tune"]
+__all__ = ["TunedRun", "__version__", "load", "merge", "resume", "tune"]
 
 if TYPE_CHECKING:
-    from finesmith.api import TunedRun, load, resume, tune
+    from finesmith.api import TunedRun, load, merge, resume, tune
 
 
 def __getattr__(name: str) -> Any:

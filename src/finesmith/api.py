@@ -18,8 +18,11 @@ class TunedRun:
     """A run: its folder, its verdict, and its model, loaded at the first prediction."""
 
     def __init__(self, folder: str | Path) -> None:
+        from finesmith.workflows.about import is_model
+
         self.folder = Path(folder)
-        self.state = read_state(self.folder)
+        # A model folder by itself is what a finished run left.
+        self.state = "finished" if is_model(self.folder) else read_state(self.folder)
         self._model: TunedModel | TunedLanguageModel | None = None
 
     def __repr__(self) -> str:
@@ -85,6 +88,17 @@ class TunedRun:
         )
 
 
+def merge(folder: str | Path, *, out: str | Path | None = None, dtype: str = "float32") -> TunedRun:
+    """Merge the adapter of a run, or of a model folder, into its base model; return the plain model that results.
+
+    It stands in `out`, or in the folder `merged` of the run. dtype: float32, bfloat16 or float16. Raises FinesmithError
+    where there is nothing to merge, or where the merged model would answer otherwise.
+    """
+    from finesmith.workflows.merge import merge as run_merge
+
+    return TunedRun(run_merge(str(folder), out=None if out is None else str(out), dtype=dtype)["folder"])
+
+
 def tune(
     data: str | Path | Sequence[str | Path] | Mapping[str, Any],
     *,
@@ -129,8 +143,8 @@ def resume(folder: str | Path, *, force: bool = False, listeners: Sequence[Liste
 
 
 def load(folder: str | Path) -> TunedRun:
-    """Open a run folder.
+    """Open a run folder, or a model folder by itself (which has no verdict and keeps no evaluations).
 
-    Raises RunError when it is none.
+    Raises RunError when it is neither.
     """
     return TunedRun(folder)

@@ -36,6 +36,7 @@ app = typer.Typer(
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override any recipe key; repeat.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the result.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+RunOrModel = Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run folder, or a model folder by itself.")]
 RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")]
 Plan = Annotated[list[str], typer.Argument(metavar="DATA|RECIPE", help="Data (files, a folder, a hub id) or a recipe.")]
 Text = Annotated[str | None, typer.Option("--text", help="The text column, where it has another name.")]
@@ -129,17 +130,23 @@ def check(
     plan: Plan,
     model: Model = None,
     sets: Sets = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="Show a few rows as the model will see them; holds texts of the data.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Audit the data and probe the plan: problems, time and memory forecast; trains nothing."""
+    from finesmith.console import show_rows
     from finesmith.workflows.check import check as run_check
 
     display = _display(quiet or as_json)
     try:
         # Its findings stand in the result.
         found = run_check(
-            _recipe(plan, model, sets), listeners=[lambda event: None if event["event"] == "audit" else display(event)]
+            _recipe(plan, model, sets),
+            show=show,
+            listeners=[lambda event: None if event["event"] == "audit" else display(event)],
         )
     finally:
         display.close()
@@ -147,6 +154,8 @@ def check(
         _print_json(found)
     else:
         _tell_check(found)
+        if show:
+            show_rows(found["examples"])
     if not found["ok"]:
         raise typer.Exit(2)
 
@@ -171,7 +180,7 @@ def resume(
 
 @command
 def predict(
-    folder: RunFolder,
+    folder: RunOrModel,
     data: Annotated[str, typer.Argument(metavar="DATA", help="A file with the text column(s) the model reads.")],
     out: Annotated[
         str | None, typer.Option("--out", "-o", help="csv, jsonl or parquet; default: csv to the screen.")
@@ -207,7 +216,7 @@ def predict(
 
 @command
 def evaluate(
-    folder: RunFolder,
+    folder: RunOrModel,
     data: Annotated[str, typer.Option("--data", help="A labelled file.")],
     text: Text = None,
     text_pair: TextPair = None,
@@ -236,6 +245,33 @@ def evaluate(
         if score is not None:
             interval = "" if score["low"] is None else f"   95 % interval {score['low']:.4f} to {score['high']:.4f}"
             typer.echo(f"  {name:18} {score['value']:.4f}{interval}")
+
+
+@command
+def merge(
+    folder: RunOrModel,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="The folder to write; default RUN/merged, or MODEL-merged.")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Number type of the merged weights: float32, bfloat16 or float16.")
+    ] = "float32",
+    as_json: Json = False,
+) -> None:
+    """Merge a tuned adapter into its base model: a plain model folder, proven to answer the same."""
+    from finesmith.workflows.merge import merge as run_merge
+
+    made = run_merge(folder, out=out, dtype=dtype)
+    if as_json:
+        _print_json(made)
+        return
+    typer.echo(_clean(f"{made['folder']}: {made['method']} merged into {made['architecture']}, {made['dtype']}"))
+    typer.echo(
+        _clean(
+            f"compared on {made['compared']}: outputs differ by {made['gap']:.1e} of the largest "
+            f"(allowed {made['tolerance']:.0e}; the adapter moves them by {made['moved']:.1e})"
+        )
+    )
 
 
 @command
@@ -376,7 +412,7 @@ def _fault(error: Exception) -> int:
 
 
 def _recipe(plan: list[str], model: str | None, sets: list[str] | None) -> Recipe:
-    from finesmith.recipe import load, replace
+    from finesmith.recipe import load
 
     given = list(sets or [])
     if model is not None:
@@ -388,7 +424,7 @@ def _recipe(plan: list[str], model: str | None, sets: list[str] | None) -> Recip
         raise UserError(
             f"{recipes[0]} is a recipe; give it alone and name data inside it or with --set data.train=FILE"
         )
-    return replace(load(plan[0], given), {"data.train": plan})
+    return load(plan[0], [*given, f"data.train={json.dumps(plan)}"])
 
 
 def _display(quiet: bool) -> Display:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from finesmith.discreet import discreet
@@ -12,6 +12,7 @@ from finesmith.errors import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+    from rich.text import Text
 
 SEVERITY = {"error": "red", "warning": "yellow", "info": "dim"}
 
@@ -141,3 +142,91 @@ def complain(message: str, *, private: str = "") -> None:
     with contextlib.suppress(OSError):
         sys.stderr.write(f"finesmith: {printable(discreet(told))}\n")
         sys.stderr.flush()
+
+
+def show_rows(found: Mapping[str, Any]) -> None:
+    """Print training rows as the model sees them, as examples.json holds them, on standard output.
+
+    Colours tell what is learnt and what is special; where there are none, marks do.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    coloured = console.color_system is not None and not console.no_color
+
+    def say(line: Text) -> None:
+        encoding = sys.stdout.encoding or "utf-8"
+        if not line.plain.isascii() and encoding.lower().replace("-", "") != "utf8":
+            line.plain = line.plain.encode(encoding, "backslashreplace").decode(encoding)
+        console.print(line, soft_wrap=True)
+
+    every = [token for row in found["examples"] for token in row["tokens"]]
+    key: list[dict[str, Any]] = [{"text": "special token", "kind": "special"}]
+    key += [{"text": "learnt", "kind": "supervised"}] if any(t["kind"] == "supervised" for t in every) else []
+    key += [{"text": "token", "kind": "supervised", "label": "answer"}] if any("label" in t for t in every) else []
+    say(Text(f"\n{len(found['examples'])} of {found['rows']:,} training rows as the model sees them"))
+    legend = Text(found["meaning"])
+    for each in key:
+        legend.append("  ").append_text(_token(each, coloured, (True, True)))
+    say(legend)
+    for row in found["examples"]:
+        say(Text(f"\n{printable(_about_row(row))}", style="bold" if coloured else ""))
+        for line in _wrapped(row["tokens"], coloured, console.width - 2 if console.is_terminal else None):
+            say(Text("  ").append_text(line))
+
+
+STYLES = {
+    "plain": "", "special": "cyan", "supervised": "bold green", "supervised special": "bold green reverse",
+    "cut": "red", "skipped": "dim", "label": "magenta",
+}  # fmt: skip
+WHY = {"first": "among the first", "longest": "the longest", "cut": "cut"}
+
+
+def _about_row(row: Mapping[str, Any]) -> str:
+    """Return what stands above a row: its place, its size, what it teaches, and why it was chosen."""
+    size = f"{row['length']} of {row['original_length']} tokens"
+    parts = [size if row["original_length"] > row["length"] else f"{row['length']} tokens"]
+    parts += [f"{row['supervised']} learnt"] if "supervised" in row else []
+    parts += [WHY[why] for why in row["why"] if why != "cut"]
+    parts += [f"answer: {row['target']}"] if "target" in row else []
+    return f"{row['where']}: {', '.join(parts)}"
+
+
+def _wrapped(tokens: Sequence[Mapping[str, Any]], coloured: bool, width: int | None) -> Iterator[Text]:
+    """Yield the lines of a row: a line of the text ends one, and so does the edge of a terminal."""
+    from rich.text import Text
+
+    line = Text()
+    learnt = [False, *(token["kind"] == "supervised" for token in tokens), False]
+    for token, before, after in zip(tokens, learnt, learnt[2:], strict=False):
+        unit = _token(token, coloured, (not before, not after))
+        if width is not None and line.cell_len and line.cell_len + unit.cell_len + 1 > width:
+            yield line
+            line = Text()
+        elif line.cell_len:
+            line.append("|", style="dim" if coloured else "")
+        line.append_text(unit)
+        if str(token["text"]).endswith("↵"):
+            yield line
+            line = Text()
+    if line.cell_len:
+        yield line
+
+
+def _token(token: Mapping[str, Any], coloured: bool, ends: tuple[bool, bool]) -> Text:
+    """Return a token in its colours, or in marks; `ends`: whether it begins and ends a run of learnt tokens."""
+    from rich.text import Text
+
+    kind, special = token["kind"], token["kind"] == "special" or bool(token.get("special"))
+    if kind in ("cut", "skipped"):
+        told = f"{token['count']:,} tokens cut off" if kind == "cut" else f"… {token['count']:,} tokens …"
+        return Text().append(told, style=STYLES[kind]) if coloured else Text(f"({told})")
+    label = f"={token['label']}" if "label" in token else ""
+    if coloured:
+        style = STYLES["supervised special" if special and kind == "supervised" else kind]
+        return Text().append(str(token["text"]), style=style).append(label, style=STYLES["label"])
+    text = (f"«{token['text']}»" if special else str(token["text"])) + label
+    if kind == "supervised":
+        text = f"{'[' if ends[0] else ''}{text}{']' if ends[1] else ''}"
+    return Text(text)

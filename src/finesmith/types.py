@@ -71,7 +71,7 @@ class Batch:
 
     tokens: int64 [T]; lengths: int64 [B] with sum T, sorted ascending so that equal lengths are neighbours;
     segments: int64 [T] token type ids, or None; targets: [B] or [B, C], or None when predicting;
-    ids: the examples' ids, int64 [B]. All on one device.
+    ids: the examples' ids, int64 [B]. All on one device. extra: what a task alone reads.
     """
 
     tokens: torch.Tensor
@@ -79,6 +79,7 @@ class Batch:
     segments: torch.Tensor | None
     targets: torch.Tensor | None
     ids: torch.Tensor
+    extra: Any = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ WRITTEN = [
     "events.jsonl",
     "data.json",
     "audit.json",
+    "examples.json",
     "splits.parquet",
     "model.json",
     "baselines.json",
@@ -128,6 +129,20 @@ def test_check_trains_nothing_and_leaves_nothing(
     found = json.loads(finesmith("check", small, "--model", tiny_model, "--json").out)
     assert found["ok"] is True
     assert [stage["rows"] for stage in found["flow"]] == [120, 84, 18, 18]
+
+
+def test_check_shows_rows_as_the_model_sees_them_when_asked(small: Path, tiny_model: Path) -> None:
+    said = finesmith("check", small, "--model", tiny_model, "--show", "--quiet")
+    assert (said.status, said.err) == (0, "")
+    found = json.loads(finesmith("check", small, "--model", tiny_model, "--show", "--json").out)["examples"]
+    first = found["examples"][0]
+    text, label = reviews()[first["id"]]
+    assert [token["text"] for token in first["tokens"]][:4] == ["[CLS]", *text.split()[:3]]
+    shown = f"«[CLS]»|{'|'.join(text.split()[:3])}|"
+    assert f"{small} row {first['id'] + 1}: {first['length']} tokens, among the first, answer: {label}" in said.out
+    assert shown in said.out
+    assert shown not in finesmith("check", small, "--model", tiny_model).out
+    assert "examples" not in json.loads(finesmith("check", small, "--model", tiny_model, "--json").out)
 
 
 def test_check_that_finds_a_fault_leaves_with_status_2(small: Path, tiny_model: Path) -> None:
@@ -525,6 +540,8 @@ def test_control_characters_never_reach_the_terminal(tiny_model: Path, tmp_path:
         ("tune", file, "--model", tiny_model, "--out", run, "--set", "method.name=features"),
         ("check", file, "--model", tiny_model),
         ("check", file, "--model", tiny_model, "--json"),
+        ("check", file, "--model", tiny_model, "--show"),
+        ("check", file, "--model", tiny_model, "--show", "--json"),
         ("init", file, "--model", tiny_model),
         ("evaluate", run, "--data", file),
         ("evaluate", run, "--data", file, "--json"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finesmith.data import batches
@@ -106,3 +109,64 @@ def test_ragged_batches_equal_a_naive_loop(lengths: list[int], data: st.DataObje
     batch = batches.ragged(tokens, chosen, ids=np.arange(len(lengths)))
     assert batch.tokens.tolist() == [int(t) for p in chosen for t in tokens.row(int(p))]
     assert batch.targets is None
+
+
+# --- sources by weight ------------------------------------------------------------------------------------------------
+
+WEIGHTS = st.lists(st.one_of(st.floats(1e-6, 1e6), st.integers(1, 9).map(float)), min_size=1, max_size=6)
+
+
+@given(st.integers(0, 3000), WEIGHTS)
+def test_every_share_is_less_than_one_draw_from_its_weight(count: int, weights: list[float]) -> None:
+    parts = batches.shares(count, weights)
+    whole = sum(map(Fraction, weights))
+    assert sum(parts) == count
+    assert all(part >= 0 for part in parts)
+    assert all(abs(part - count * Fraction(w) / whole) < 1 for part, w in zip(parts, weights, strict=True))
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(1, 12), st.integers(1, 9)), min_size=1, max_size=4),
+    st.integers(1, 17), st.integers(0, 2**32 - 1), st.randoms(use_true_random=False),
+)  # fmt: skip
+def test_sources_are_drawn_by_weight_and_no_row_again_before_all_of_its_source(
+    mixed: list[tuple[int, int]], size: int, seed: int, random: Any
+) -> None:
+    sources = [source for source, (rows, _) in enumerate(mixed) for _ in range(rows)]
+    random.shuffle(sources)
+    weights = [float(weight) for _, weight in mixed]
+    order = batches.weighted_order(np.array(sources), weights, seed=seed)
+    count, epochs = len(sources), 5
+    per_epoch = batches.steps_per_epoch(count, size)
+    drawn = [
+        place
+        for step in range(epochs * per_epoch)
+        for place in batches.batch_positions(count, size, seed=seed, step=step, order=order).tolist()
+    ]
+    assert len(drawn) == epochs * count
+    # A naive count over the whole sequence of draws is the oracle.
+    left: dict[int, set[int]] = {source: set() for source in range(len(mixed))}
+    for place in drawn:
+        source = sources[place]
+        if not left[source]:
+            left[source] = {other for other, one in enumerate(sources) if one == source}
+        assert place in left[source], "drawn again before all of its source were"
+        left[source].remove(place)
+    for epoch in range(epochs):
+        part = [sources[place] for place in drawn[epoch * count : (epoch + 1) * count]]
+        for source, weight in enumerate(weights):
+            assert abs(part.count(source) - count * weight / sum(weights)) < 1
+
+
+def test_a_weighted_order_is_a_function_of_seed_and_epoch_alone() -> None:
+    sources, weights = np.array([0] * 30 + [1] * 12), [1.0, 3.0]
+    order = batches.weighted_order(sources, weights, seed=4)
+    ahead = [order(epoch).tolist() for epoch in range(6)]
+    again = batches.weighted_order(sources, weights, seed=4)
+    assert [again(epoch).tolist() for epoch in (5, 0, 3, 1)] == [ahead[epoch] for epoch in (5, 0, 3, 1)]
+    assert len({tuple(one) for one in ahead}) == 6
+    assert batches.weighted_order(sources, weights, seed=5)(0).tolist() != ahead[0]
+    # A resumed run must meet the order it began with, so a change of it is a change of format.
+    small = batches.weighted_order(np.array([0, 0, 0, 1, 1, 1]), [2.0, 1.0], seed=0)
+    assert [small(0).tolist(), small(1).tolist()] == [[0, 4, 5, 2, 1, 0], [2, 3, 4, 1, 0, 1]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ GOOD = {"role": "assistant", "content": "Because."}
 BAD = {"role": "assistant", "content": "No."}
 
 
-def places(rows: list[Any]) -> list[str]:
+def places(rows: Sequence[Any]) -> list[str]:
     return [f"p.json row {number}" for number in range(1, len(rows) + 1)]
 
 
@@ -63,9 +64,24 @@ def test_identical_answers_are_left_out_or_refused() -> None:
         read_preferences(rows[1:], places(rows[1:]))
 
 
-def test_rows_that_contradict_each_other_are_listed() -> None:
-    rows = [{"prompt": "a", "chosen": one, "rejected": other} for one, other in ("bc", "xy", "cb", "bc")]
-    assert read_preferences(rows, places(rows)).contradicted == ((0, 2), (2, 3))
+def test_identical_answers_are_kept_where_somebody_else_counts_them() -> None:
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "b"}, {"prompt": "a", "chosen": "b", "rejected": "c"}]
+    found = read_preferences(rows, places(rows), identical="keep")
+    assert (len(found), found.rows, found.identical) == (2, (0, 1), (0,))
+    assert [turn.trained for turn in found.chosen[0].turns] == [False, True]
+    with pytest.raises(DataError, match="in all of the 1 rows chosen and rejected are the same"):
+        read_preferences(rows[:1], places(rows[:1]), identical="keep")
+
+
+def test_malformed_rows_are_left_out_where_that_is_asked_for() -> None:
+    good = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    rows = [good, {"prompt": "a", "chosen": "", "rejected": "c"}, {"prompt": "a", "chosen": "b", "rejected": ""}, good]
+    assert read_preferences(rows, places(rows), malformed="drop").rows == (0, 3)
+    with pytest.raises(DataError, match="2 of 2 rows cannot be used"):
+        read_preferences(rows[1:3], places(rows[1:3]), malformed="drop")
+    marked = [{"prompt": "a", "completion": "b", "label": mark} for mark in (True, "perhaps", False)]
+    found = read_marked([*marked, {"prompt": "a", "completion": "", "label": True}], places(range(4)), malformed="drop")
+    assert (found.rows, found.good) == ((0, 2), (True, False))
 
 
 @pytest.mark.parametrize(
@@ -116,9 +132,6 @@ def test_answers_marked_good_or_bad(marks: tuple[Any, Any]) -> None:
 def test_faulty_marks_are_named() -> None:
     rows = [{"prompt": "a", "completion": "b", "label": mark} for mark in (True, None)]
     with pytest.raises(DataError, match=r"p.json row 2: column 'label' holds 'None', expected true or false"):
-        read_marked(rows, places(rows))
-    rows = [{"prompt": "a", "completion": "b", "label": True}] * 2
-    with pytest.raises(DataError, match="all of the 2 answers are good"):
         read_marked(rows, places(rows))
     rows = [{"prompt": "a", "completion": "b", "label": True}, {"prompt": "a", "completion": "", "label": False}]
     with pytest.raises(DataError, match=r"p.json row 2: "):

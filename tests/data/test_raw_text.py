@@ -89,7 +89,7 @@ def test_faulty_sources_of_documents_are_named(tmp_path: Path, monkeypatch: pyte
     for source, said in (
         ("absent.txt", "no such file"),
         ("empty", "holds no text files"),
-        ("blank.txt", "none of the 1 documents holds any text"),
+        ("blank.txt", "none of the 1 documents here holds any text"),
         ("linked", "leads out of"),
     ):
         with pytest.raises(DataError, match=said):
@@ -98,7 +98,7 @@ def test_faulty_sources_of_documents_are_named(tmp_path: Path, monkeypatch: pyte
         read_documents([str(tmp_path / "out.txt"), str(tmp_path / "out.txt")])
     with pytest.raises(DataError, match="separator of documents is empty"):
         read_documents([str(tmp_path / "out.txt")], separator="")
-    with pytest.raises(DataError, match=r"r.csv row 2: the text is '7' \(int\)"):
+    with pytest.raises(DataError, match=r"r.csv row 2: the text is a value of type int"):
         documents_of(["fine", 7], ["r.csv row 1", "r.csv row 2"])
     monkeypatch.setattr("finesmith.data.documents.MAX_DOCUMENT_CHARACTERS", 3)
     with pytest.raises(DataError, match="row 1: a document of 4 characters"):
@@ -134,6 +134,8 @@ def test_split_shares_are_of_characters() -> None:
         held = sum(len(text) for text, place in zip(texts, split, strict=True) if place == name)
         assert abs(held / total - share) < 0.5 * 1000 / total + 1e-9
     assert set(split_documents(texts[:2], units=np.arange(2), validation=0, test=0, seed=0)) == {"train"}
+    counted = split_documents(texts, units=np.arange(200), validation=0.1, test=0.2, seed=0, sizes=[1] * 200)
+    assert (counted.count("test"), counted.count("validation")) == (40, 20)
     with pytest.raises(DataError, match="2 documents make 2"):
         split_documents(texts[:2], units=np.arange(2), validation=0.1, test=0.1, seed=0)
     with pytest.raises(DataError, match="leave a part for train"):
@@ -217,8 +219,11 @@ def test_pieces_are_cached_by_content(wordpiece: Any, tmp_path: Path, monkeypatc
 
 def test_a_text_that_is_not_unicode_is_named(wordpiece: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = ["fine", "bad \ud800"]
-    with pytest.raises(DataError, match=r"d.txt document 2: holds half of a character .* character 5: 'bad \\ud800'"):
+    with pytest.raises(
+        DataError, match=r"d.txt document 2: holds half of a character .* character 5; expected"
+    ) as told:
         pieces(rows, wordpiece, where=["d.txt document 1", "d.txt document 2"], words=True, cache=None)
+    assert told.value.quote == "'bad \\ud800'"
     with pytest.raises(DataError, match="row 2: holds half"):
         placed(rows, wordpiece, where=["row 1", "row 2"])
     monkeypatch.setattr(type(wordpiece), "is_fast", False)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finesmith.data import render as module
+from finesmith.data import placing
 from finesmith.data.byte_words import ByteWords, expression_of
 from finesmith.data.chat import Call, Conversation, Turn, refuse
 from finesmith.data.chat_formats import convert, detect
@@ -199,36 +199,19 @@ def test_the_quick_ways_equal_the_plain_ones(texts: list[list[str]], form: str, 
                 shapes.cut(conversation)
             continue
         assert shapes.cut(conversation) == expected
-        cuts = words.cut(expected.text)
-        assert "".join(cuts) == expected.text
-        ids = np.frombuffer(b"".join(words.tokens([cuts])[0]), np.int32).tolist()
+        ids = words.tokenise([expected.text], NOWHERE).ids.tolist()
         assert ids == engine.encode(expected.text, add_special_tokens=False).ids
 
 
 TOKENIZER = byte_level()
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.text(max_size=60), st.sampled_from([None, QWEN, QWEN.replace(r"\p{N}|", r"\p{N}{1,3}|")]))
-def test_words_side_by_side_are_the_text(text: str, pattern: str | None) -> None:
-    engine = ENGINES[pattern]
-    words = ByteWords(engine, expression_of(engine) or "")
-    cuts = words.cut(text)
-    assert "".join(cuts) == text
-    assert (
-        np.frombuffer(b"".join(words.tokens([cuts])[0]), np.int32).tolist()
-        == engine.encode(text, add_special_tokens=False).ids
-    )
-
-
-ENGINES = {pattern: engine_of(byte_level(pattern)) for pattern in (None, QWEN, QWEN.replace(r"\p{N}|", r"\p{N}{1,3}|"))}
+NOWHERE = np.empty(0, np.int64)
 
 
 def test_the_engine_alone_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     for template in templates(TOKENIZER):
         quick = render(CHATS, template, TOKENIZER, ["row"] * 6)
         with monkeypatch.context() as patch:
-            patch.setattr(module, "expression_of", lambda engine: None)
+            patch.setattr(placing, "expression_of", lambda engine: None)
             plain = render(CHATS, template, TOKENIZER, ["row"] * 6)
         assert np.array_equal(quick.rows.tokens, plain.rows.tokens)
         assert np.array_equal(quick.rows.targets, plain.rows.targets)

@@ -160,7 +160,7 @@ def test_columns_parted_by_spaces_with_documents(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a\tO\nb\n", r"a.conll line 2: one column only \('b', parted by tabs\)"),
+        ("a\tO\nb\n", r"a.conll line 2: one column only \(parted by tabs\)"),
         ("a O\nb O O\n", "line 2: 3 columns .* but 2 in the lines before"),
         ("a\tO\n\tO\n", "line 2: the word is empty"),
         ("a\tO\nb\t \n", "line 2: the tag is empty"),
@@ -209,14 +209,14 @@ def test_rows_with_lists() -> None:
     ("words", "tags", "said"),
     [
         (["a", "b"], ["O"], "row 1: 2 words but 1 tags"),
-        ("a b", ["O"], "row 1: the words are 'a b', expected a list"),
-        (["a"], None, "row 1: the tags are 'None'"),
-        ([], [], r"row 1: the words are '\[\]'"),
-        (["a", None], ["O", "O"], r"row 1: a word is 'None' \(NoneType\)"),
-        (["a", ""], ["O", "O"], "row 1: a word is ''"),
+        ("a b", ["O"], "row 1: the words are a value of type str, expected a list"),
+        (["a"], None, "row 1: the tags are a value of type NoneType"),
+        ([], [], "row 1: the words are an empty list"),
+        (["a", None], ["O", "O"], "row 1: a word is a value of type NoneType"),
+        (["a", ""], ["O", "O"], "row 1: a word is empty"),
         (["a"], [1], "row 1: a tag is the number 1, and no names"),
-        (["a"], [True], r"row 1: a tag is 'True' \(bool\)"),
-        (["a"], [None], "row 1: a tag is 'None'"),
+        (["a"], [True], "row 1: a tag is a value of type bool"),
+        (["a"], [None], "row 1: a tag is a value of type NoneType"),
         (["a"], [" "], "row 1: a word has an empty tag"),
     ],
 )
@@ -259,23 +259,68 @@ def test_spans_and_back() -> None:
         ([[5, 3, "A"]], "lies not inside"),
         (
             [[0, 2, "A"]],
-            r"span 0 to 2 \('A', 'An'\) does not begin and end with a word; whole words are 0 to 3 \('Ann'",
+            r"span 0 to 2 \('A'\) does not begin and end with a word; whole words are 0 to 3; mend",
         ),
         ([[0, 4, "A"]], "does not begin and end with a word"),
         ([[3, 4, "A"]], "covers white space only"),
-        ([[0, 3]], r"a span is '\[0, 3\]', expected"),
-        ([{"start": 0, "stop": 3, "label": "A"}], "a span is"),
-        ([[0.0, 3, "A"]], "a span is"),
-        ([[False, 3, "A"]], "a span is"),
-        ([[0, 3, ""]], "a span is"),
-        ([[0, 3, None]], "a span is"),
-        (["PER"], "a span is 'PER'"),
-        ("PER", r"the spans are 'PER' \(str\)"),
+        ([[0, 3]], "a span is not"),
+        ([{"start": 0, "stop": 3, "label": "A"}], "a span is not"),
+        ([[0.5, 3, "A"]], "a span is not"),
+        ([[float("nan"), 3, "A"]], "a span is not"),
+        ([[False, 3, "A"]], "a span is not"),
+        ([[0, 3, ""]], "a span is not"),
+        ([[0, 3, None]], "a span is not"),
+        (["PER"], "a span is not"),
+        ("PER", "the spans are a value of type str"),
     ],
 )
 def test_faulty_spans_are_named(spans: object, said: str) -> None:
     with pytest.raises(DataError, match=said):
         sentences_of_spans(["Ann Lee met in Paris"], [spans], ["row 7"])
+
+
+def test_whole_numbers_may_be_written_as_decimals() -> None:
+    given = [[{"start": 0.0, "end": 3.0, "label": "A"}]]
+    assert sentences_of_spans(["Ann Lee"], given, ["row"]).tags == (("B-A", "O"),)
+
+
+def test_messages_name_rows_and_quote_them_on_a_terminal_only(tmp_path: Path) -> None:
+    secret = "Xanthippe"
+    calls = [
+        lambda: read_conll(conll(tmp_path, f"a\tO\n{secret}\n")),
+        lambda: read_conll(conll(tmp_path, f"a O\n{secret} b O\n")),
+        lambda: sentences_of_lists([secret], [["O"]], ["row 1"]),
+        lambda: sentences_of_lists([[secret, {secret: 1}]], [["O", "O"]], ["row 1"]),
+        lambda: sentences_of_lists([["a"]], [[{secret: 1}]], ["row 1"]),
+        lambda: sentences_of_spans([secret], [[[1, 4, "A"]]], ["row 1"]),
+        lambda: sentences_of_spans([{secret: 1}], [[]], ["row 1"]),
+        lambda: sentences_of_spans(["a"], [secret], ["row 1"]),
+        lambda: sentences_of_spans(["a"], [[secret]], ["row 1"]),
+    ]
+    for call in calls:
+        with pytest.raises(DataError) as told:
+            call()
+        assert secret not in str(told.value)
+        assert secret[1:4] in told.value.quote
+
+
+def test_words_without_tags(tmp_path: Path) -> None:
+    text = "-DOCSTART-\n\nAnn X-ODD\nLee\n\nin B-LOC I-LOC O\n"
+    found = read_conll(conll(tmp_path, text), labelled=False)
+    assert [found.words(i) for i in range(2)] == [["Ann", "Lee"], ["in"]]
+    assert found.tags == (("O", "O"), ("O",))
+    with pytest.raises(DataError, match="line 2: column 0 holds no word"):
+        read_conll(conll(tmp_path, "a\tO\n\tO\n"), labelled=False)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("codec", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
+def test_line_ends_and_encodings_change_nothing(end: str, codec: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.conll"
+    path.write_bytes(end.join(["Ren\u00e9 B-PER", "sat O", "", "He O"]).encode(codec))
+    found = read_conll([str(path)])
+    assert found.texts == ("Ren\u00e9 sat", "He")
+    assert found.encodings[0].startswith({"utf-8-sig": "utf-8 with BOM"}.get(codec, codec))
 
 
 def test_faulty_texts_of_spans_are_named() -> None:

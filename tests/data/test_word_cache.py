@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from finesmith.data import chunks, word_cache
+from finesmith.data import chunks, word_cache, word_table
 from finesmith.data.template import Part, template_of
 from finesmith.data.tokens import tokenize
 from finesmith.data.word_cache import WordCache, spaces_part
@@ -300,7 +300,7 @@ def test_special_tokens_may_be_read_as_text(
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = ENGINES["uncased"]
-    monkeypatch.setattr(word_cache, "MAX_WORDS", 50)
+    monkeypatch.setattr(word_table, "MAX_WORDS", 50)
     plain, quick = ways(engine, "right", None, False)
     for start in range(0, 400, 20):
         texts = [f"the film {i} w{i}, x{i - start}" for i in range(start, start + 20)]
@@ -308,8 +308,8 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(quick.words._pieces) <= 50
         assert len(quick.words._pieces.table.starts) == len(quick.words._pieces)
         assert len(quick.words._words) <= 50
-    monkeypatch.setattr(word_cache, "MAX_WORDS", 10**6)
-    monkeypatch.setattr(word_cache, "MAX_CHARACTERS", 1000)
+    monkeypatch.setattr(word_table, "MAX_WORDS", 10**6)
+    monkeypatch.setattr(word_table, "MAX_CHARACTERS", 1000)
     texts = ["y" * 2000, "the film"]
     assert_equal(quick.chunk(texts, None), plain.chunk(texts, None))
     assert not any(len(piece) > 1000 for piece in quick.words._pieces._numbers)

@@ -18,7 +18,7 @@ import typer
 from finesmith import cli, tasks
 from finesmith.recipe import LANGUAGE, document, load
 from finesmith.recipe.keys import LORA_OPTIONS, keys
-from finesmith.tasks.language import Reading
+from finesmith.tasks.corpus import Reading
 
 ROOT = Path(__file__).resolve().parents[2]
 SKIPPED = {".venv", ".git", "runs", "build", "dist", "node_modules"}

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fuzz import checkpoints, recipes, runs, tables
+from fuzz import checkpoints, language, recipes, runs, tables
 from fuzz.oracle import HangError, Outcome, limited
 
 Case = Callable[[random.Random, Path], Outcome]
-KINDS = ("recipes", "tables", "checkpoints", "runs")
+KINDS = ("recipes", "tables", "language", "checkpoints", "runs")
 
 
 @dataclass
@@ -44,6 +44,9 @@ def maker(kind: str, folder: Path) -> Case:
     if kind == "tables":
         shared = tables.Workshop()
         return lambda draw, place: tables.run_case(draw, place, shared)
+    if kind == "language":
+        shared = language.Workshop()
+        return lambda draw, place: language.run_case(draw, place, shared)
     if kind == "checkpoints":
         shared = checkpoints.write_checkpoints(folder / "whole")
         return lambda draw, place: checkpoints.run_case(draw, place, shared)

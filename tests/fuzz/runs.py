@@ -17,6 +17,7 @@ from fuzz.oracle import Outcome, judge, require
 from terminal import Said, finesmith, reviews, when_step, write_csv
 
 READ_BY_REPORT = ("run.json", "events.jsonl", "recipe.yaml", "verdict.json", "data.json", "audit.json", "scores.json",
+                  "examples.json",
                   "baselines.json", "next.json", "model.json", "predictions/test.parquet")  # fmt: skip
 COMMANDS = ("report",) * 6 + ("runs",) * 4 + ("predict",) * 6 + ("evaluate",) * 2 + ("resume",) * 2
 

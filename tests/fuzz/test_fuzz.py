@@ -11,9 +11,9 @@ import pytest
 from fuzz import recipes
 from fuzz.cases import KINDS, maker, run_cases
 
-CASES = {"recipes": 1100, "tables": 650, "checkpoints": 150, "runs": 100}
+CASES = {"recipes": 1000, "tables": 550, "language": 200, "checkpoints": 150, "runs": 100}
 # Neither all refused nor all accepted: the damage is neither too coarse nor too mild to tell anything.
-ACCEPTED = {"recipes": 0.08, "tables": 0.2, "checkpoints": 0.5, "runs": 0.3}
+ACCEPTED = {"recipes": 0.08, "tables": 0.2, "language": 0.15, "checkpoints": 0.5, "runs": 0.3}
 SEED = 3_000_000
 
 
@@ -45,13 +45,19 @@ def plant(kind: str, patch: pytest.MonkeyPatch) -> str:
         read_lines = formats.read_jsonl
         patch.setattr(sources, "read_jsonl", lambda text, name: read_lines(text[: text.rindex("{")], name))
         return "rows were read, the file has"
+    if kind == "language":
+        from finesmith.data import columns
+
+        fields = columns._fields
+        patch.setattr(columns, "_fields", lambda lines, tabbed: fields(lines[:-4], tabbed))
+        return "other words than stand in the file"
     from finesmith.train import checkpoint
 
     patch.setattr(checkpoint, "_verify", functools.partial(checkpoint._verify, hashing=False))
     return "was loaded, whole are"
 
 
-@pytest.mark.parametrize(("kind", "cases"), [("recipes", 60), ("tables", 60), ("checkpoints", 60)])
+@pytest.mark.parametrize(("kind", "cases"), [("recipes", 60), ("tables", 60), ("language", 60), ("checkpoints", 60)])
 def test_a_fault_that_was_planted_is_found(
     kind: str, cases: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from finesmith.guards import moves, preflight, trials
 from finesmith.models import forward
-from finesmith.models.adapters import add_lora
+from finesmith.models.adapter_kinds import add_adapter
 from finesmith.models.forward import Network
 from finesmith.models.layers import freeze_lowest
 from finesmith.models.load import find, load_classifier, load_tokenizer
@@ -91,7 +91,7 @@ def test_an_absurd_initial_loss_is_found(loss: float, new: bool, passed: bool) -
 @pytest.mark.parametrize("method", ["full", "lora", "frozen", "head alone"])
 def test_everything_trainable_moves_and_the_trial_is_undone(method: str, network: Network) -> None:
     if method == "lora":
-        add_lora(network, {"r": 2}, seed=0)
+        add_adapter(network, "lora", {"r": 2}, seed=0)
     if method == "frozen":
         freeze_lowest(network.classifier, 1)
     if method == "head alone":

@@ -13,7 +13,7 @@ import torch
 from finesmith.errors import ModelError
 from finesmith.guards import trials
 from finesmith.models import forward
-from finesmith.models.adapters import add_lora
+from finesmith.models.adapter_kinds import add_adapter
 from finesmith.models.forward import Network
 from finesmith.models.load import find, load_classifier, load_tokenizer
 from finesmith.types import Batch
@@ -58,7 +58,7 @@ CUTS = [([make([0, 1, 2])], 3), ([make([0]), make([1]), make([2])], 3)]
 @pytest.mark.parametrize("lora", [False, True])
 def test_all_trials_leave_every_bit_as_it_was(lora: bool, network: Network) -> None:
     if lora:
-        add_lora(network, {"r": 2, "lora_dropout": 0.1}, seed=0)
+        add_adapter(network, "lora", {"r": 2, "lora_dropout": 0.1}, seed=0, purpose="sequence_classification")
     module, loss, answers = network.module, loss_of(network), answers_of(network)
     module.train()
     network.classifier.eval()

@@ -222,6 +222,7 @@ PLANTED: dict[str, dict[str, Any]] = {
     "model.json": {"base": f"{SCRIPT}](javascript:alert(1))", "method": SCRIPT, "license": "x\nevil: 1", "missing": [SCRIPT]},  # noqa: E501
     "data.json": {"labels": [SCRIPT, ESCAPE], "columns": {"text": SCRIPT}, "sources": [{"name": SCRIPT, "rows": 10**400}]},  # noqa: E501
     "audit.json": {"findings": [{"kind": SCRIPT, "severity": '"><script>', "message": SCRIPT, "examples": [{SCRIPT: ESCAPE}]}]},  # noqa: E501
+    "examples.json": {"meaning": SCRIPT, "rows": SCRIPT, "examples": [{"where": SCRIPT, "target": [ESCAPE], "tokens": [{"text": SCRIPT + ESCAPE, "kind": '"><script>', "label": SCRIPT}, {"kind": "cut", "count": 10**400}]}]},  # noqa: E501
     "scores.json": {"test": {SCRIPT: {"value": 0.5, "low": SCRIPT, "high": ESCAPE}}, "validation": [SCRIPT]},
     "next.json": {"changes": [{SCRIPT: SCRIPT}], "command": f"rm -rf /; {SCRIPT}", "why": SCRIPT},
     "run.json": {"error": {"message": SCRIPT + ESCAPE, "kind": SCRIPT}, "machine": {SCRIPT: SCRIPT}, "finesmith": SCRIPT},  # noqa: E501

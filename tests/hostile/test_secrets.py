@@ -28,7 +28,7 @@ PLANTED = {
 }  # fmt: skip
 # Kinds that are pieces of the user's rows; the report, the predictions and the audit may hold them at defaults.
 OF_ROWS = ("text", "pair", "dropped", "group", "column", "bad")
-MAY_HOLD_ROWS = ("report.html", "audit.json", "predictions")
+MAY_HOLD_ROWS = ("report.html", "audit.json", "examples.json", "predictions")
 SECRET_NAMES = (
     "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_API_KEY", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN", "GITHUB_TOKEN", "WANDB_API_KEY", "DB_PASSWORD", "PGPASSWORD_SECRET", "AZURE_CLIENT_SECRET",

@@ -26,11 +26,20 @@ from transformers import (
 
 from finesmith.errors import ModelError
 from finesmith.models.adapter_files import load_adapter, purpose_of, save_adapter, saved_tensors, screen_any_adapter
-from finesmith.models.adapter_kinds import Kind, Purpose, adapter_off, add_adapter, is_pissa, prompted, quantised
+from finesmith.models.adapter_kinds import (
+    Kind,
+    Purpose,
+    adapter_off,
+    add_adapter,
+    is_pissa,
+    kept_per_token,
+    prompted,
+)
 from finesmith.models.attention import RAGGED, layout_of, register
 from finesmith.models.forward import Network, logits, ragged_hidden
 from finesmith.models.probe import choose_attention
 from finesmith.models.vocabulary import add_words
+from finesmith.train.memory import estimate, shape_of
 from finesmith.types import Batch
 from tiny import bert_tokenizer
 
@@ -249,7 +258,7 @@ def test_a_saved_adapter_answers_the_same_on_the_untouched_base(
                                      {"rank_pattern": {"query": 5}, "alpha_pattern": {"key": 9}}])  # fmt: skip
 def test_pissa_is_saved_as_the_way_from_its_first_matrices(options: dict[str, Any], tmp_path: Path) -> None:
     if "use_rslora" in options:
-        with pytest.raises(ModelError, match=r"method\.adapter is pissa"):
+        with pytest.raises(ModelError, match=r"method\.name is pissa"):
             add_adapter(network_of(base("bert", "masked", "pissa")), "pissa", options, seed=0, purpose="masked")
         return
     network = network_of(base("bert", "sequence_classification", "pissa"), bert_tokenizer())
@@ -338,7 +347,7 @@ def test_new_words_are_trained_saved_and_loaded(kind: Kind, name: str, purpose: 
 
 @pytest.mark.parametrize("kind", ["ia3", "prompt"])
 def test_kinds_that_cannot_train_new_words_say_so(kind: Kind) -> None:
-    with pytest.raises(ModelError, match=f"which method.adapter {kind} does not do"):
+    with pytest.raises(ModelError, match=f"which method.name {kind} does not do"):
         add_adapter(network_of(base("llama", "causal")), kind, SMALL[kind], seed=0, purpose="causal", new_rows=[59])
 
 
@@ -415,9 +424,51 @@ def test_where_prompts_cannot_go_they_are_refused(name: str, purpose: Purpose, m
 
 @pytest.mark.parametrize("count", [0, 64, -1])
 def test_prompts_that_leave_no_room_are_refused(count: int) -> None:
-    with pytest.raises(ModelError, match=r"num_virtual_tokens is .* expected 1 to 63"):
+    with pytest.raises(ModelError, match=r"prompt_tokens is .* expected 1 to 63"):
         add_adapter(network_of(base("bert", "token_classification")), "prompt", {"num_virtual_tokens": count},
                     seed=0, purpose="token_classification")  # fmt: skip
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def kept(network: Network, batch: Batch) -> float:
+    """Return the numbers that a forward pass keeps of every token for the way back, weights aside."""
+    seen: dict[int, int] = {}
+    weights = {p.untyped_storage().data_ptr() for p in network.module.parameters()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = logits(network, batch)
+        size = sum(seen.values())
+        del outputs
+    return size / 4 / len(batch.tokens)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("kind", [*INSIDE, "prompt"])
+def test_the_forecast_of_memory_covers_what_adapters_keep(kind: Kind, dropout: float) -> None:
+    batch, kept_by = draw([20] * 8), []
+    if dropout and kind in ("ia3", "prompt"):
+        pytest.skip("has none of its own")
+    both: list[tuple[Kind, dict[str, Any]]] = [("lora", {}), (kind, {"lora_dropout": dropout} if dropout else {})]
+    for each, more in both:
+        network = network_of(base("llama", "sequence_classification", "pissa").train())
+        choose_attention(network, "auto")
+        add_adapter(network, each, SMALL[each] | more, seed=0)
+        network.module.train()
+        width, found = kept_per_token(network.module), kept(network, batch)
+        shape = shape_of(network.classifier.config, parameters=1, trainable=1, adapter_width=width)
+        forecast = estimate(shape, [20 + network.prompt] * 8, free=0, dtype="float32")
+        assert found <= (forecast.activations + forecast.attention) / 4 / len(batch.tokens)
+        kept_by.append(found)
+    if kind == "dora" or dropout:
+        assert 0.5 * width < kept_by[1] - kept_by[0] < 1.4 * width, "and no more than that"
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
@@ -430,8 +481,8 @@ def test_prompts_that_leave_no_room_are_refused(count: int) -> None:
         ("lora", {"rank": 4}, "which peft refuses"),
         ("lora", {"r": 0}, "which peft refuses"),
         ("lora", {"init_lora_weights": "pissa"}, "set it to pissa"),
-        ("ia3", {"use_dora": True}, "but method.adapter is ia3; set it to dora"),
-        ("pissa", {"use_dora": True}, "but method.adapter is pissa"),
+        ("ia3", {"use_dora": True}, "but method.name is ia3; set it to dora"),
+        ("pissa", {"use_dora": True}, "but method.name is pissa"),
         ("dora", {"use_dora": False}, "remove the one or the other"),
         ("lora", {"target_modules": "(a+)+b"}, "take for ever"),
         ("ia3", {"target_modules": ["key"], "feedforward_modules": "(a+)+b"}, "take for ever"),
@@ -446,35 +497,6 @@ def test_adapters_that_cannot_be_are_refused(kind: Kind, options: dict[str, Any]
 def test_pissa_wants_base_weights_that_it_does_not_round(dtype: torch.dtype) -> None:
     with pytest.raises(ModelError, match="expected float32"):
         add_adapter(network_of(base("bert", "masked").to(dtype)), "pissa", {}, seed=0, purpose="masked")
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-def test_quantising_needs_a_gpu(bits: Any) -> None:
-    with pytest.raises(
-        ModelError, match=f"method.quantise is {bits}, which needs an NVIDIA GPU, but the device is cpu"
-    ):
-        quantised(bits, device="cpu", dtype=torch.float32)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("bits", [4, 8])
-def test_lora_on_a_quantised_base(bits: Any, tmp_path: Path) -> None:
-    pytest.importorskip("bitsandbytes")
-    base("llama", "sequence_classification").float().save_pretrained(tmp_path)
-    arguments = quantised(bits, device="cuda:0", dtype=torch.bfloat16)
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path, **arguments).eval()
-    assert model.score.weight.dtype == torch.bfloat16, "a head with random first values is trained, so not quantised"
-    network, batch = network_of(model), draw([2, 5])
-    batch = Batch(batch.tokens.cuda(), batch.lengths.cuda(), None, None, batch.ids.cuda())
-    before = logits(network, batch).detach()
-    add_adapter(network, "lora", SMALL["lora"], seed=0)
-    network.module.eval()
-    assert gap(logits(network, batch), before) <= 5e-2
-    logits(network, batch).float().square().sum().backward()
-    assert all(p.grad is not None for p in network.module.parameters() if p.requires_grad)
-    with adapter_off(shake(network)):
-        assert gap(logits(network, batch), before) <= 5e-2
 
 
 def test_a_whole_model_has_no_adapter_to_switch_off(tmp_path: Path) -> None:
@@ -499,3 +521,17 @@ def test_adding_an_adapter_warns_of_nothing(kind: Kind) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         add_adapter(network_of(base("gpt2", "causal", kind)), kind, SMALL[kind], seed=0, purpose="causal")
+
+
+def test_the_recipe_knows_the_kinds_there_are() -> None:
+    from finesmith.models.adapter_kinds import DEFAULTS
+    from finesmith.recipe import ADAPTERS, LORA_KINDS
+    from finesmith.report.card import ADAPTER_METHODS
+    from finesmith.workflows.setup import default_learning_rate
+
+    assert tuple(DEFAULTS) == ADAPTERS
+    assert set(ADAPTERS) == ADAPTER_METHODS
+    assert {kind for kind in ADAPTERS if "r" in DEFAULTS[kind]} == set(LORA_KINDS)
+    for kind in ADAPTERS:
+        rates = [default_learning_rate(kind, size)[0] for size in (10**7, 10**8, 10**9)]
+        assert sorted(rates, reverse=True) == rates, "larger models bear less"

@@ -421,10 +421,10 @@ def test_frozen_lower_layers_and_their_embeddings_get_no_gradient() -> None:
 
 
 def test_layers_with_an_adapter_take_the_other_way(layers_run: list[bool]) -> None:
-    from finesmith.models.adapters import add_lora
+    from finesmith.models.adapter_kinds import add_adapter
 
     network, plain = build("bert")
-    add_lora(network, {"r": 2, "target_modules": ["query", "value"]}, seed=0)
+    add_adapter(network, "lora", {"r": 2, "target_modules": ["query", "value"]}, seed=0)
     layer = network.classifier.base_model.encoder.layer[0]
     assert weights_of(layer) is None
     assert weights_of(plain.bert.encoder.layer[0]) is not None

@@ -115,12 +115,12 @@ def test_the_final_linear_layer_makes_the_logits(kind: str) -> None:
 
 
 def test_the_final_layer_under_an_adapter_is_the_one_in_use() -> None:
-    from finesmith.models.adapters import add_lora
+    from finesmith.models.adapter_kinds import add_adapter
     from finesmith.models.forward import Network
 
     model = build("bert")
     network = Network(model, model, None, False, "", 0)  # type: ignore[arg-type]
-    add_lora(network, {"r": 5}, seed=0)  # as many columns as there are labels, to tempt a search by shape
+    add_adapter(network, "lora", {"r": 5}, seed=0)  # as many columns as there are labels, to tempt a search by shape
     last = final_linear(model)
     inputs = torch.randint(3, 50, (1, 6))
     before = network.module(input_ids=inputs).logits
@@ -128,23 +128,6 @@ def test_the_final_layer_under_an_adapter_is_the_one_in_use() -> None:
         last.bias += 1
     assert torch.allclose(network.module(input_ids=inputs).logits - before, torch.ones(1, 5), atol=0.5)
     assert last.weight.requires_grad
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"target_modules": ["nowhere"]}, "which peft refuses"),
-        ({"rank": 4}, "which peft refuses"),
-        ({"r": 0}, "which peft refuses"),
-    ],
-)
-def test_adapters_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
-    from finesmith.models.adapters import add_lora
-    from finesmith.models.forward import Network
-
-    model = build("bert")
-    with pytest.raises(ModelError, match=message):
-        add_lora(Network(model, model, None, False, "", 0), options, seed=0)  # type: ignore[arg-type]
 
 
 def test_a_head_without_logits_is_refused() -> None:

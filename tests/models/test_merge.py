@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_adapter_kinds import CLASSES, CONFIGS, PLACES, SMALL, alone, draw, gap, network_of, shake
+from transformers import AutoModel
 
 from finesmith.errors import ModelError
 from finesmith.models import merge as room
@@ -189,6 +190,42 @@ def test_a_real_model_is_merged(kind: Kind, words: bool, shared: Path, tmp_path:
     assert report.gap < 1e-4 < report.moved
     plain = CLASSES["causal"].from_pretrained(tmp_path / "out").eval()
     assert gap(alone(plain, batch), alone(network.module.eval(), batch)) <= 1e-4
+
+
+def test_the_layout_of_sentence_transformers_comes_along(tmp_path: Path) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    words: Any = bert_tokenizer()
+    base = write_base(tmp_path / "base", "bert", "masked", words=len(words))
+    torch.manual_seed(1)
+    network = network_of(AutoModel.from_pretrained(base).eval(), bert_tokenizer())
+    add_adapter(network, "dora", SMALL["dora"], seed=0, purpose="embedding")
+    save_adapter(shake(network), tmp_path / "adapter")
+    parts = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(parts)
+    ]
+    (tmp_path / "adapter" / "modules.json").write_text(json.dumps(modules), "utf-8")
+    pooling = {"word_embedding_dimension": 24, "pooling_mode_mean_tokens": True}
+    (tmp_path / "adapter" / "1_Pooling").mkdir()
+    (tmp_path / "adapter" / "1_Pooling" / "config.json").write_text(json.dumps(pooling), "utf-8")
+    report = merge(str(base), tmp_path / "adapter", tmp_path / "out", batches=BATCHES, dtype=torch.float32)
+    assert report.loads_with == "AutoModel"
+    assert report.moved > 1e-2
+    texts = ["the film was good", "one two three"]
+    found = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(texts)
+    wrapped = load_adapter(AutoModel.from_pretrained(base), tmp_path / "adapter").eval()
+    for text, vector in zip(texts, found, strict=True):
+        ids = torch.tensor([network.tokenizer(text)["input_ids"]])
+        with torch.no_grad():
+            expected = wrapped(input_ids=ids).last_hidden_state[0].mean(0)
+        assert torch.allclose(torch.from_numpy(vector), expected, atol=1e-5)
+
+    modules[1]["path"] = "../base"
+    (tmp_path / "adapter" / "modules.json").write_text(json.dumps(modules), "utf-8")
+    refused(tmp_path, "names '../base', which is no folder beside it", str(base), tmp_path / "adapter", tmp_path / "b")
+    (tmp_path / "adapter" / "modules.json").write_text("{", "utf-8")
+    refused(tmp_path, "is no list of modules", str(base), tmp_path / "adapter", tmp_path / "c")
 
 
 # --- refusals: nothing is left behind --------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from finesmith.data.tokens import tokenize
 from finesmith.models import forward
-from finesmith.models.adapters import add_lora
+from finesmith.models.adapter_kinds import add_adapter
 from finesmith.models.forward import Network
 from finesmith.models.load import find, load_classifier, load_tokenizer
 from finesmith.models.reload import read_dense, reload_network
@@ -25,7 +25,7 @@ from finesmith.models.save import save_classifier, save_features
 from finesmith.models.vocabulary import add_words
 from finesmith.tasks.regression import Regression
 from finesmith.train.linear import LinearHead
-from finesmith.workflows.finish import fold_rescaling, save_predictor
+from finesmith.workflows.finish import fold_rescaling, save_network, save_predictor
 from finesmith.workflows.inference import Predictor
 
 TEXTS = ["a good film", "the plot was awful, and dull", "zyxwv", "one two three four five six seven eight nine ten"]
@@ -164,7 +164,7 @@ def told(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     def save(name: str, network: Network, form: str, *, base: Path = tiny_model, pairs: bool = False) -> Path:
         folder = root / name
         found = answers(network, pairs=pairs)
-        save_classifier(network, folder)
+        save_network(network, folder)
         add(name, form, folder, found, base=base, pairs=pairs)
         return folder
 
@@ -184,14 +184,14 @@ def told(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         if not base.exists():
             write_base(kind, base)
         network = network_on(base)
-        add_lora(network, LORA, seed=0)
+        add_adapter(network, "lora", LORA, seed=0)
         folder = save(f"lora {kind}", shake(network), "peft", base=base)
         add(f"auto lora {kind}", "auto peft", folder, ours[f"lora {kind}"])
 
     for method in ("full", "lora"):
         network = network_on(tiny_model, 1)
         if method == "lora":
-            add_lora(network, LORA, seed=0)
+            add_adapter(network, "lora", LORA, seed=0)
         predictor, task = Predictor(shake(network)), Regression(2.5, 7.0)
         found = torch.from_numpy(task.outputs(predicted(predictor).numpy()))[:, None]
         left = fold_rescaling(predictor, task)
@@ -260,9 +260,9 @@ def test_finesmith_reloads_what_it_saved(name: str, tiny_model: Path, tmp_path: 
     base = write_base(kind, tmp_path / "base") if kind and name != "full" else tiny_model
     network = network_on(base)
     if name.startswith("lora"):
-        add_lora(network, LORA, seed=0)
+        add_adapter(network, "lora", LORA, seed=0)
     before = answers(shake(network))
-    save_classifier(network, tmp_path / "saved")
+    save_network(network, tmp_path / "saved")
     again = reload_network(
         tmp_path / "saved", adapter_on=str(base) if name.startswith("lora") else None, outputs=3,
         problem="single_label_classification", labels=("bad", "good", "so so"), device="cpu",
@@ -272,7 +272,7 @@ def test_finesmith_reloads_what_it_saved(name: str, tiny_model: Path, tmp_path: 
 
 def test_the_whole_head_is_trained_beside_an_adapter(tmp_path: Path) -> None:
     network = network_on(write_base("distilbert", tmp_path))
-    options = add_lora(network, LORA, seed=0)
+    options = add_adapter(network, "lora", LORA, seed=0)
     trained = {name for name, p in network.module.named_parameters() if p.requires_grad}
     assert options["modules_to_save"] == ["pre_classifier"]
     for part in ("pre_classifier", "classifier"):
@@ -286,8 +286,8 @@ def test_saved_configurations_name_an_attention_that_others_know(tiny_model: Pat
     network = network_on(tiny_model)
     assert network.classifier.config._attn_implementation == "finesmith_ragged"
     save_classifier(network, tmp_path / "full")
-    add_lora(network, LORA, seed=0)
-    save_classifier(network, tmp_path / "lora")
+    add_adapter(network, "lora", LORA, seed=0)
+    save_network(network, tmp_path / "lora")
     predictor = features_predictor(tiny_model, 3, "mean")
     save_predictor(predictor, tmp_path / "features", max_length=32)
     for path in tmp_path.rglob("*.json"):
@@ -382,8 +382,8 @@ def test_an_adapter_that_lost_a_tensor_is_not_loaded(part: str, tiny_model: Path
     from finesmith.errors import ModelError
 
     network = network_on(tiny_model)
-    add_lora(network, LORA, seed=0)
-    save_classifier(network, tmp_path)
+    add_adapter(network, "lora", LORA, seed=0)
+    save_network(network, tmp_path)
     path = tmp_path / "adapter_model.safetensors"
     damage(lambda tensors: tensors.pop(next(name for name in tensors if part in name)), path)
     with pytest.raises(ModelError, match="cannot be loaded"):

@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 
 from finesmith.errors import Problem, RecipeError
 from finesmith.recipe import (
+    ADAPTERS,
+    LORA_KINDS,
     Recipe,
     flatten,
     from_dict,
@@ -112,6 +114,7 @@ lora = st.fixed_dictionaries(
 )
 SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "data.train": files,
+    "data.weights": st.lists(st.floats(0, 1e300, exclude_min=True), min_size=1, max_size=4),
     "data.validation": files,
     "data.test": files,
     "data.validation_fraction": share(0.001, 0.5),
@@ -123,6 +126,9 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "data.clean.lemmatise": st.sampled_from(["en", "es", "no", "on"]),
     "data.overlap": st.integers(0, 10**6),
     "mask.rate": open_unit,
+    "contrast.temperature": share(0, 10, exclude_min=True),
+    "contrast.margin": share(0, 2, exclude_min=True),
+    "contrast.widths": st.lists(st.integers(1, 4096), min_size=1, max_size=5),
     "model.dropout": half_open,
     "method.lora": lora,
     "method.layer_decay": share(exclude_min=True),
@@ -158,8 +164,10 @@ CLASH = (
     "reads too",
     "different columns",
     "at most train.batch_size",
+    "is told from the others",
     "does not have",
     "would move",
+    "one number for each",
 )
 
 
@@ -169,6 +177,8 @@ def recipes(draw: st.DrawFn) -> Recipe:
     chosen = draw(st.lists(st.sampled_from(leaves), max_size=8, unique=True))
     flat = {"data.train": draw(files), **{key: draw(strategy(key)) for key in chosen}}
     flat = {"method.name": "lora", **flat} if "method.lora" in flat else flat
+    if "data.weights" in flat and isinstance(flat["data.train"], list) and len(flat["data.train"]) > 1:
+        flat["data.weights"] = (flat["data.weights"] * 40)[: len(flat["data.train"])]
     try:
         return from_dict(nest(flat))
     except RecipeError as error:
@@ -245,7 +255,7 @@ def test_a_data_path_is_a_whole_recipe_with_defaults() -> None:
     assert (recipe.task, recipe.model.base, recipe.method.name) == ("auto", "default", "full")
     assert (recipe.train.epochs, recipe.train.batch_size, recipe.train.learning_rate) == (None, 32, None)
     assert recipe.data.audit.empty == recipe.data.audit.leakage == "drop"
-    assert recipe.method.lora == {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
+    assert recipe.method.lora == {}
     assert to_dict(recipe, only_set=True) == {"data": {"train": "reviews.csv"}}
 
 
@@ -371,10 +381,9 @@ def test_shown_values_are_short_and_printable() -> None:
     assert (show(True), show(None), show({"a": 1.5})) == ("true", "empty", '{"a": 1.5}')
 
 
-def test_lora_options_are_checked_against_names_and_defaults_filled() -> None:
+def test_lora_options_are_checked_against_names() -> None:
     recipe = from_dict({**MINIMAL, "method": {"name": "lora", "lora": {"r": 8, "use_dora": True}}})
-    assert recipe.method.lora["r"] == 8
-    assert recipe.method.lora["lora_alpha"] == 32
+    assert recipe.method.lora == {"r": 8, "use_dora": True}
     told = refused(
         {
             **MINIMAL,
@@ -454,8 +463,15 @@ def test_a_dotted_key_in_a_file_says_where_it_belongs() -> None:
 CLASHES = [
     ("train.focal_gamma", {"train.focal_gamma": 3}),
     ("method.lora", {"method.lora": {"r": 8}}),
+    ("method.lora", {"method.name": "ia3", "method.lora": {"r": 8}}),
+    ("method.lora", {"method.name": "prompt", "method.lora": {"r": 8}}),
+    ("method.prompt_tokens", {"method.name": "lora", "method.prompt_tokens": 8}),
     ("method.layer_decay", {"method.name": "features", "method.layer_decay": 0.9}),
+    ("method.layer_decay", {"method.name": "prompt", "method.layer_decay": 0.9}),
     ("method.freeze_layers", {"method.name": "features", "method.freeze_layers": 2}),
+    *(("method.freeze_layers", {"method.name": name, "method.freeze_layers": 2}) for name in ADAPTERS),
+    ("model.attention", {"method.name": "prompt", "model.attention": "ragged"}),
+    ("method.name", {"task": "masked-text", "method.name": "prompt"}),
     ("method.pooling", {"method.pooling": "cls"}),
     ("model.revision", {"model.revision": "main"}),
     ("guards.patience", {"guards.early_stopping": False, "guards.patience": 7}),
@@ -486,7 +502,10 @@ def test_a_setting_that_clashes_or_changes_nothing_is_refused(key: str, flat: di
     "flat",
     [
         {"train.loss": "focal", "train.focal_gamma": 3},
-        {"method.name": "lora", "method.lora": {"r": 8}},
+        *({"method.name": name, "method.lora": {"r": 8}} for name in LORA_KINDS),
+        {"method.name": "prompt", "method.prompt_tokens": 8},
+        {"task": "causal-text", "method.name": "prompt"},
+        {"task": "masked-text", "method.name": "ia3"},
         {"method.name": "features", "method.pooling": "cls"},
         {"task": "multi-label", "data.separator": ";"},
         {"data.separator": ";"},
@@ -716,7 +735,6 @@ def test_set_reaches_lora_and_the_last_one_wins() -> None:
     )
     assert recipe.method.lora["r"] == 4
     assert recipe.method.lora["rank_pattern"] == {"q.0": 2}
-    assert recipe.method.lora["lora_alpha"] == 32
 
 
 @pytest.mark.parametrize(
@@ -771,9 +789,7 @@ def test_the_whole_recipe_is_written_with_every_key() -> None:
         inside = tree
         for part in key.split("."):
             inside = inside[part]
-    assert set(flatten(load("a.csv"))) == leaves - {"method.lora"} | {
-        f"method.lora.{name}" for name in ("r", "lora_alpha", "lora_dropout", "target_modules")
-    }
+    assert set(flatten(load("a.csv"))) == leaves - {"method.lora"}, "which is written option by option"
 
 
 def test_only_what_was_set_survives_replace() -> None:

@@ -92,6 +92,7 @@ def write(
     _data(folder, text, None if regression else labels, draw)
     _model(folder, text)
     _audit(folder, text)
+    _examples(folder, text)
     if state != "finished":
         return folder
     _scores(folder, labels, regression, draw, test_rows)
@@ -244,6 +245,10 @@ def _data(folder: Path, text: Any, labels: list[str] | None, draw: random.Random
                 for name, rows in sizes.items()
             },
             "cleaning": {text("white_space"): 214},
+            "mixture": [
+                {"source": text("reviews.csv"), "train": 6000, "test": 890, "weight": 1.0, "draws": 2389},
+                {"source": text("calls.csv"), "train": 1166, "test": 6, "weight": 2.0, "draws": 4777},
+            ],
             "split_notes": [text("Split 80/10/10 by label; near-duplicates stay together.")],
             "tokens": {
                 "fertility": 1.214,
@@ -331,6 +336,32 @@ def _audit(folder: Path, text: Any) -> None:
     write_json(folder, "probes.json", {"probes": probes})
 
 
+def _examples(folder: Path, text: Any) -> None:
+    def row(place: int, tokens: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        about = {"id": place, "where": text(f"reviews.csv row {place + 1}"), "why": ["first"]}
+        return {**about, "length": len(tokens), "original_length": len(tokens), **more, "tokens": tokens}
+
+    words = [{"text": text(word), "kind": "plain"} for word in REVIEWS[6].split()]
+    ends = [{"text": "[CLS]", "kind": "special"}], [{"text": "[SEP]", "kind": "special"}]
+    taught: list[dict[str, Any]] = [
+        {"text": "", "kind": "skipped", "count": 40, "supervised": 3},
+        {"text": text(" line↵"), "kind": "plain"},
+        {"text": "mask", "kind": "supervised", "label": text("warm")},
+        {"text": "</s>", "kind": "supervised", "special": True},
+    ]
+    cut = {"text": "", "kind": "cut", "count": 7}
+    rows = [
+        row(0, [*ends[0], *words, *ends[1]], target=text("positive")),
+        row(1, [*words, *taught], supervised=5),
+        row(2, [{"text": word, "kind": "plain"} for word in ("זה", " סרט", " טוב", " ok")], target="positive"),
+        row(3, [*words, cut], why=["longest", "cut"], length=64, original_length=71, target=text("positive")),
+    ]
+    write_json(
+        folder, "examples.json",
+        {"task": "classification", "meaning": text("Marked tokens are learnt."), "rows": 7166, "examples": rows},
+    )  # fmt: skip
+
+
 def _scores(folder: Path, labels: list[str], regression: bool, draw: random.Random, rows: int) -> None:
     names = ["rmse", "mae", "spearman"] if regression else ["accuracy", "macro_f1", "mcc", "auroc", "calibration_error"]
     values = dict(zip(names, [0.712, 0.541, 0.801] if regression else [0.827, 0.826, 0.655, 0.908, 0.031], strict=True))
@@ -378,6 +409,12 @@ def _scores(folder: Path, labels: list[str], regression: bool, draw: random.Rand
             "validation": {name: score(value + 0.005, 0.022) for name, value in values.items()},
             "test": {name: score(value, 0.023) for name, value in values.items()},
             "details": details,
+            "by_source": {
+                "test": [
+                    {"source": "reviews.csv", "rows": 700, "scores": {m: score(v, 0.03) for m, v in values.items()}},
+                    {"source": "calls.csv", "rows": 6, "scores": None, "note": "too few rows to be scored"},
+                ]
+            },
         },
     )
     simpler = {"majority": -0.327, "tfidf": -0.061, "features": -0.042}

@@ -105,7 +105,7 @@ def test_markdown_is_escaped(text: str, safe: str) -> None:
     ("method", "library", "line"),
     [
         ("full", "transformers", "AutoModelForSequenceClassification"),
-        ("lora", "peft", "AutoPeftModelForSequenceClassification"),
+        *((kind, "peft", "PeftModel.from_pretrained(base, ") for kind in sorted(card.ADAPTER_METHODS)),
         ("features", "sentence-transformers", "SentenceTransformer"),
         ("head_then_full", "transformers", "AutoModelForSequenceClassification"),
     ],
@@ -129,10 +129,21 @@ def test_a_local_base_is_no_hub_name_and_its_path_is_not_told(tmp_path: Path, ba
     assert base not in text
 
 
-def test_an_adapter_on_a_folder_says_how_it_is_put_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", [[], ["estoppel"]])
+@pytest.mark.parametrize(
+    ("digest", "place"), [("0" * 64, "path/to/base"), (None, "someone/my_model"), (card.BUNDLED, card.BUNDLED_NAME)]
+)
+def test_an_adapter_says_how_it_is_put_together(
+    tmp_path: Path, digest: str | None, place: str, words: list[str]
+) -> None:
     folder = synthetic_run.write(tmp_path / "run", test_rows=20, steps=10)
-    change(folder, "model", method="lora", base="my-model", base_sha256="0" * 64)
-    assert 'PeftModel.from_pretrained(base, "path/to/model")' in card.build(folder)
+    change(folder, "model", method="lora", base="someone/my_model", base_sha256=digest)
+    change(folder, "data", tokens={"added_words": words})
+    text = card.build(folder)
+    assert f'AutoModelForSequenceClassification.from_pretrained("{place}", config=config)' in text
+    assert 'PeftModel.from_pretrained(base, "path/to/model")' in text
+    assert ("base.resize_token_embeddings(words)" in text) == bool(words)
+    compile(text.split("```python\n")[1].split("```")[0], "card", "exec")
 
 
 def test_what_the_texts_say_is_not_in_the_card(tmp_path: Path) -> None:

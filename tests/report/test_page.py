@@ -19,7 +19,7 @@ ALLOWED = {
     *("html", "head", "meta", "title", "style", "body", "a", "header", "main", "nav", "section", "p", "h1", "h2", "h3"),
     *("bdi", "span", "strong", "code", "pre", "ul", "ol", "li", "dl", "div", "dt", "dd", "table", "thead", "tbody"),
     *("tr", "th", "td", "figure", "figcaption", "details", "summary", "blockquote", "footer"),
-    *("svg", "line", "circle", "rect", "path", "polyline", "text"),
+    *("br", "wbr", "svg", "line", "circle", "rect", "path", "polyline", "text"),
 }
 HIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
 
@@ -141,7 +141,7 @@ def test_the_longest_of_everything_stays_under_two_megabytes(tmp_path: Path) -> 
             return [swell(item) for item in value] * (10 if len(value) < 10 else 1)
         return nasty if isinstance(value, str) else value
 
-    for name in ("run", "data", "audit", "model", "next", "baselines"):
+    for name in ("run", "data", "audit", "examples", "model", "next", "baselines"):
         file = folder / f"{name}.json"
         file.write_text(json.dumps(swell(json.loads(file.read_text()))), encoding="utf-8")
     scores = json.loads((folder / "scores.json").read_text())
@@ -308,6 +308,31 @@ def test_what_a_finding_shows_is_told(tmp_path: Path) -> None:
     finding = {"kind": "label_in_text", "severity": "error", "message": "given away", "shows": "'[SPAM]' in 98 %"}
     synthetic_run.write_json(folder, "audit.json", {"findings": [finding]})
     assert "'[SPAM]' in 98 %" in parsed(page.build(folder)).words
+
+
+def test_each_source_has_its_scores_or_says_why_not(tmp_path: Path) -> None:
+    folder = synthetic_run.write(tmp_path / "run", test_rows=30, steps=12)
+    words = assert_harmless(page.build(folder)).words
+    assert "reviews.csv 1 6,000 2,389 890 82.7 % 79.7 to 85.7 %" in words
+    assert "calls.csv too few rows to be scored 2 1,166 4,777 6 – – – –" in words
+    data = json.loads((folder / "data.json").read_text())
+    del data["mixture"][1]
+    synthetic_run.write_json(folder, "data.json", data)
+    assert "By source" not in assert_harmless(page.build(folder)).words
+
+
+def test_rows_are_shown_as_the_model_was_fed_them(tmp_path: Path) -> None:
+    folder = synthetic_run.write(tmp_path / "run", test_rows=30, steps=12)
+    html = page.build(folder).read_text("utf-8")
+    reader = assert_harmless(folder / "report.html")
+    assert "reviews.csv row 4 64 of 71 tokens, the longest learnt answer positive" in reader.words
+    assert "7 tokens cut off" in reader.words
+    assert "… 40 tokens …" in reader.words
+    assert '<bdi class="token supervised">mask<bdi class="answer">warm</bdi></bdi>' in html
+    assert '<bdi class="token supervised special">&lt;/s&gt;</bdi>' in html
+    assert html.count('<p class="tokens" dir="rtl">') == 1, "a row that is mostly Hebrew runs from the right"
+    (folder / "examples.json").unlink()
+    assert "As the model sees it" not in assert_harmless(page.build(folder)).words
 
 
 def test_home_folders_are_not_told(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def test_adamw_equals_its_formula() -> None:
 def test_training_goes_on_bit_for_bit_from_a_checkpoint(method: str, tiny_model: Path, tmp_path: Path) -> None:
     """Weights, moments and schedule restored at step 4 of 9, dropout on: the same bits as without the break."""
     from finesmith.models import forward
-    from finesmith.models.adapters import add_lora
+    from finesmith.models.adapter_kinds import add_adapter
     from finesmith.models.layers import freeze_lowest
     from finesmith.models.load import find, load_classifier, load_tokenizer
     from finesmith.train import checkpoint, loop
@@ -190,7 +190,7 @@ def test_training_goes_on_bit_for_bit_from_a_checkpoint(method: str, tiny_model:
             dropout=0.2,
         )  # fmt: skip
         if method == "lora":
-            add_lora(network, {"r": 2, "lora_dropout": 0.1}, seed=0)
+            add_adapter(network, "lora", {"r": 2, "lora_dropout": 0.1}, seed=0)
         if method == "frozen":
             freeze_lowest(network.classifier, 1)
         groups = parameter_groups(network.module, learning_rate=1e-3, weight_decay=0.01)
@@ -245,3 +245,23 @@ def test_training_goes_on_bit_for_bit_from_a_checkpoint(method: str, tiny_model:
     for name, tensor in again[0].module.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
     assert copy.deepcopy(straight) != first * 2
+
+
+@pytest.mark.parametrize("kind", ["ia3", "prompt", "lora"])
+def test_what_adapters_add_beside_matrices_does_not_decay(kind: Any, tiny_model: Path) -> None:
+    from finesmith.models.adapter_kinds import add_adapter
+    from finesmith.models.load import find, load_classifier, load_tokenizer
+
+    base = find(str(tiny_model))
+    network, _ = load_classifier(
+        base, load_tokenizer(base), outputs=3, problem="single_label_classification", labels=None, seed=0
+    )
+    add_adapter(network, kind, {}, seed=0, new_rows=[80] if kind == "lora" else [])
+    names = {id(p): name for name, p in network.module.named_parameters()}
+    groups = parameter_groups(network.module, learning_rate=1e-3, weight_decay=0.01)
+    decays = {names[id(p)]: group["weight_decay"] > 0 for group in groups for p in group["params"]}
+    assert any("ia3_l" in name or "prompt_encoder" in name or "trainable_tokens" in name for name in decays)
+    for name, does in decays.items():
+        assert does == (
+            "lora_A" in name or "lora_B" in name or name.endswith("classifier.modules_to_save.default.weight")
+        ), name

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, LlamaCo
 from finesmith.data import batches
 from finesmith.data.tokens import Tokens
 from finesmith.models import forward
-from finesmith.models.adapters import add_lora
+from finesmith.models.adapter_kinds import add_adapter
 from finesmith.models.forward import Network
 from finesmith.models.layers import freeze_lowest
 from finesmith.models.load import choose_attention
@@ -48,7 +48,7 @@ def network_of(kind: str, method: str) -> Network:
     network = Network(model, model, None, False, "", 0)  # type: ignore[arg-type]
     choose_attention(network, "ragged")
     if method == "lora":
-        add_lora(network, {"r": 2, "lora_alpha": 4}, seed=0)
+        add_adapter(network, "lora", {"r": 2, "lora_alpha": 4}, seed=0)
         with torch.no_grad():
             for name, parameter in network.module.named_parameters():
                 if "lora_B" in name:

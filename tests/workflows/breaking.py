@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from jobs import differences, events, plan, reviews, tuned, with_values, write_csv
 
+import finesmith
+
 # Small, and yet with dropout, micro-batches, a plateau and an early stop behind the best step.
 FULL = {
     "train.schedule": "plateau",
@@ -52,7 +54,9 @@ class Jobs:
         self.folder, self.model = folder, model
         self.data = write_csv(folder / "reviews.csv", reviews(64, seed=1))
         here = Path(__file__).parent
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+        # The very finesmith that is tested here, wherever another one is installed.
+        paths = [str(here), str(here.parent), str(Path(finesmith.__file__).parent.parent)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         self.server = subprocess.Popen(
             [sys.executable, "-W", "ignore", str(here / "dying.py")],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True,

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ticks import Ticks, die
 from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401
 
 import finesmith.report.page
+from finesmith.data import batches
 from finesmith.run import Run
 from finesmith.workflows.tune import resume
 
@@ -46,16 +47,34 @@ def at_event(name: str, count: int, then: Callable[[], None]) -> None:
     Run.record = wrapper
 
 
+def at_batch(count: int) -> None:
+    """Die before the `count`-th batch that is only predicted: in an evaluation, or in what comes after training."""
+    in_length_order, seen = batches.in_length_order, 0
+
+    def wrapper(*values: Any) -> Iterator[Any]:
+        nonlocal seen
+        for places in in_length_order(*values):
+            seen += 1
+            if seen == count:
+                die()
+            yield places
+
+    batches.in_length_order = wrapper
+
+
 def arrange(asked: dict[str, Any]) -> list[str]:
     """Make this process die, wait, or meet a full disk at the `count`-th time of a moment; return the moments so far.
 
-    moment: "event NAME" and "pause at NAME" count the events recorded; "tick" and "full disk" the ticks (see there).
+    moment: "event NAME" and "pause at NAME" count the events recorded; "tick" and "full disk" the ticks (see there);
+    "batch" the batches predicted.
     """
     moment, count, seen = asked["moment"], asked["count"], []
     if moment.startswith("event "):
         at_event(moment.removeprefix("event "), count, die)
     elif moment.startswith("pause at "):
         at_event(moment.removeprefix("pause at "), count, pause)
+    elif moment == "batch":
+        at_batch(count)
     else:
 
         def act(tick: str) -> None:

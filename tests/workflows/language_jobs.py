@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
 
 from jobs import PLAIN, with_values
 
+COLOURS, THINGS = ("red", "blue", "green"), ("film", "story", "card", "app", "plot", "scene")
+EXTRA = ("really", "very", "not", "and", "but", "this", "that", "bank", "order", "music", "acting", "late", "warm")
+HERE = ("one", "two", "three", "four", "five", "six", "seven", "eight")
+THERE = ("red", "blue", "green", "refund", "order", "late", "card", "bank")
+OTHERS = tuple(word for word in PLAIN if word not in (*HERE, *THERE))
 NAMES = {"PER": ("anna", "bruno", "clara"), "LOC": ("rome", "oslo", "lima")}
 
 
@@ -30,6 +36,33 @@ def write_conll(path: Path, rows: list[list[tuple[str, str]]]) -> Path:
     return path
 
 
+def triplets(count: int = 120, *, seed: int = 0) -> list[tuple[str, str, str]]:
+    """Return texts, others that say the same in other words, and others that nearly do."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        said = draw.sample(range(len(HERE)), 3)
+        unlike = [*said[:2], draw.choice([each for each in range(len(HERE)) if each not in said])]
+        rows.append(
+            tuple(
+                " ".join([*(words[i] for i in chosen), *draw.choices(OTHERS, k=4)])
+                for words, chosen in ((HERE, said), (THERE, said), (THERE, unlike))
+            )
+        )
+    return rows  # type: ignore[return-value]
+
+
+def labelled(count: int = 120, *, seed: int = 0) -> list[tuple[str, str]]:
+    """Return sentences whose label their words tell in one of two ways."""
+    draw = random.Random(seed)
+    rows = []
+    for i in range(count):
+        topic = i % 5
+        word = draw.choice([HERE[topic], THERE[topic]])
+        rows.append((" ".join([word, *draw.choices(OTHERS, k=6)]), f"topic {topic}"))
+    return rows
+
+
 def language_plan(task: str, data: Path | str, model: Path | str, cache: Path | str, **values: Any) -> dict[str, Any]:
     """Return a recipe that runs in a second or two; `values` are dotted keys with __ for the dot."""
     tree: dict[str, Any] = {
@@ -41,3 +74,19 @@ def language_plan(task: str, data: Path | str, model: Path | str, cache: Path | 
         "output": {"cache": str(cache)},
     }
     return with_values(tree, {key.replace("__", "."): value for key, value in values.items()})
+
+
+def conversations(count: int = 90, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Return rows whose answers tell the colour of what was asked for."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        colour, thing = draw.choice(COLOURS), draw.choice(THINGS)
+        asked = f"{' '.join(draw.choices(EXTRA, k=draw.randint(4, 7)))} the {thing} is {colour}"
+        rows.append({"prompt": asked, "response": f"{colour} {thing}"})
+    return rows
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    return path

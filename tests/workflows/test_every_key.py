@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 from jobs import PEFT_WARNING, REMOVED, differences, plan, reviews, tuned, with_values, write_csv
+from language_jobs import triplets
 
 from finesmith.errors import FinesmithError, RecipeError
-from finesmith.recipe import from_dict
+from finesmith.recipe import ADAPTERS, LORA_KINDS, from_dict
 from finesmith.recipe.keys import LORA_OPTIONS, keys
 from finesmith.workflows.tune import tune
+from tiny import write_tiny_llama
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,18 @@ FEATURES = {"method.name": "features", **dict.fromkeys(("train.learning_rate", "
             "train.batch_size", "train.micro_batch_size", "model.dropout"), REMOVED)}  # fmt: skip
 MASKED = {"task": "masked-text", "data.text": REMOVED, "data.label": REMOVED, "evaluate.baselines": REMOVED,
           "data.max_length": 16}  # fmt: skip
+TALKS = {"task": "instruct", "data.text": REMOVED, "data.label": REMOVED, "evaluate.baselines": ["nearest"],
+         "model.base": "tiny-llama", "model.dropout": REMOVED, "evaluate.generated_rows": 4,
+         "generation.max_new_tokens": 6}  # fmt: skip
+ASKED = {**TALKS, "data.prompt": "asked", "data.completion": "said"}
+BROKEN = {**TALKS, "data.messages": "broken", "data.malformed": "drop"}
+PREFERRED = {"task": "preferences", "data.text": REMOVED, "data.label": REMOVED, "evaluate.baselines": ["longer"],
+             "model.base": "tiny-llama", "model.dropout": REMOVED}  # fmt: skip
+TIGHT = {"data.max_length": 40, "text.loss": "last"}
+SAMPLED = {**TALKS, "generation.strategy": "sample"}
+RELATED = {"task": "embeddings", "data.text": "anchor", "data.text_pair": "positive", "data.label": REMOVED,
+           "evaluate.baselines": REMOVED}  # fmt: skip
+TRIPLETS = {**RELATED, "data.negative": "negative"}
 NO_LEARNING = {"train.learning_rate": 0.9, "train.epochs": 8, "train.schedule": "constant", "guards.preflight": "tell"}
 ELSEWHERE = {"output.dir", "output.cache", "model.revision"}
 
@@ -59,6 +73,12 @@ def audit(kind: str, value: str, data: str = "faulty", **given: Any) -> Case:
 CASES = [
     Case("task", "regression", ("data.json", "scores.json", WEIGHTS), "stars", {"task": "classification"}),
     Case("data.train", "other.csv", ("data.json", "splits.parquet", WEIGHTS)),
+    Case(
+        "data.weights",
+        [3, 1],
+        ("data.json", "events.jsonl", WEIGHTS),
+        given={"data.train": ["reviews.csv", "other.csv"]},
+    ),
     Case("data.validation", "other.csv", ("data.json", "splits.parquet", WEIGHTS)),
     Case("data.test", "other.csv", ("data.json", "splits.parquet", "scores.json")),
     Case("data.text", "reply", ("data.json", PREDICTIONS), "wide"),
@@ -77,6 +97,43 @@ CASES = [
     Case("data.overlap", 4, (WEIGHTS, "scores.json"), "notes", MASKED),
     Case("mask.rate", 0.4, (WEIGHTS, "scores.json"), "notes", MASKED),
     Case("mask.whole_words", False, (WEIGHTS, "scores.json"), "notes", MASKED),
+    Case("data.messages", "other", ("data.json", PREDICTIONS), "talks", TALKS),
+    Case("data.prompt", "reply", (PREDICTIONS, WEIGHTS), "talks", ASKED),
+    Case("data.completion", "reply", (PREDICTIONS, WEIGHTS), "talks", ASKED),
+    Case("data.malformed", "stop", (), "talks", BROKEN, "it has no assistant turn"),
+    Case("text.template", "alpaca", ("model/chat_template.jinja", WEIGHTS), "talks", TALKS),
+    Case("text.loss", "all", (WEIGHTS,), "talks", TALKS),
+    Case("text.loss", "last", (WEIGHTS, "scores.json"), "talks", TALKS),
+    Case("text.too_long", "shorten", ("data.json", WEIGHTS), "talks", {**TALKS, **TIGHT}),
+    Case("text.too_long", "stop", (), "talks", {**TALKS, **TIGHT}, "more than 40 tokens"),
+    Case("generation.strategy", "sample", (PREDICTIONS,), "talks", TALKS),
+    Case("generation.strategy", "beam", ("model/generation_config.json",), "talks", TALKS),
+    Case("generation.max_new_tokens", 3, (PREDICTIONS,), "talks", TALKS),
+    Case("generation.temperature", 0.01, (PREDICTIONS,), "talks", SAMPLED),
+    Case("generation.top_k", 1, (PREDICTIONS,), "talks", SAMPLED),
+    Case("generation.top_p", 0.01, (PREDICTIONS,), "talks", SAMPLED),
+    Case("generation.beams", 2, ("model/generation_config.json",), "talks", {**TALKS, "generation.strategy": "beam"}),
+    Case("generation.stop", ["a", "e", "i", "o", "u"], (PREDICTIONS,), "talks", TALKS),
+    Case("evaluate.shots", 1, ("baselines.json",), "talks", {**TALKS, "evaluate.baselines": ["few_shot"]}),
+    Case("evaluate.generated_rows", 3, (PREDICTIONS, "verdict.json"), "talks", TALKS),
+    Case("preference.beta", 0.5, ("scores.json", WEIGHTS), "preferred", PREFERRED),
+    Case("preference.smoothing", 0.2, ("scores.json", WEIGHTS), "preferred", PREFERRED),
+    Case("preference.odds_weight", 0.5, ("scores.json", WEIGHTS), "preferred", {**PREFERRED, "train.loss": "orpo"}),
+    Case("preference.desirable_weight", 2, ("scores.json", WEIGHTS), "liked", PREFERRED),
+    Case("preference.undesirable_weight", 2, ("scores.json", WEIGHTS), "liked", PREFERRED),
+    Case("train.loss", "ipo", ("scores.json", WEIGHTS), "preferred", PREFERRED),
+    Case("train.loss", "orpo", ("scores.json", WEIGHTS), "preferred", PREFERRED),
+    Case("train.loss", "kto", (), "preferred", PREFERRED, "the rows are pairs"),
+    Case("text.template", "alpaca", ("model/chat_template.jinja", WEIGHTS), "preferred", PREFERRED),
+    Case("text.too_long", "shorten", ("data.json", WEIGHTS), "preferred", {**PREFERRED, "data.max_length": 20}),
+    Case("data.negative", "negative", ("data.json", WEIGHTS), "triplets", RELATED),
+    Case("contrast.loss", "triplet", ("events.jsonl", WEIGHTS), "triplets", TRIPLETS),
+    Case("contrast.temperature", 0.2, ("events.jsonl", WEIGHTS), "triplets", RELATED),
+    Case("contrast.margin", 1e-6, ("events.jsonl", WEIGHTS), "triplets", {**TRIPLETS, "contrast.loss": "triplet"}),
+    Case("contrast.widths", [8], ("events.jsonl", "scores.json", WEIGHTS), "triplets", RELATED),
+    Case("method.pooling", "cls", ("model.json", WEIGHTS), "triplets", RELATED),
+    Case("method.freeze_layers", 1, ("model.json", WEIGHTS), "triplets", RELATED),
+    Case("method.layer_decay", 0.5, ("events.jsonl", WEIGHTS), "triplets", RELATED),
     Case("data.domain_words", 3, ("data.json", WEIGHTS), "faulty"),
     Case("data.domain_words", ["moviegoer"], ("data.json", WEIGHTS)),
     audit("empty", "keep"),
@@ -108,10 +165,16 @@ CASES = [
     Case("model.base", "other-model", ("model.json", WEIGHTS)),
     Case("model.dropout", 0.3, ("model.json", WEIGHTS)),
     Case("model.attention", "padded", ("model.json",)),
-    Case("method.name", "lora", ("model.json", ADAPTER)),
+    *(Case("method.name", name, ("model.json", ADAPTER)) for name in ADAPTERS),
     Case("method.name", "features", ("model.json", "events.jsonl"), given={**FEATURES, "method.name": "full"}),
     Case("method.name", "head_then_full", ("events.jsonl", WEIGHTS)),
     Case("method.lora", {"r": 4}, ("model.json", ADAPTER), given=LORA),
+    *(
+        Case("method.lora", {"r": 4}, ("model.json", ADAPTER), given={**LORA, "method.name": name})
+        for name in LORA_KINDS
+        if name != "lora"
+    ),
+    Case("method.prompt_tokens", 4, ("model.json", ADAPTER), given={**LORA, "method.name": "prompt"}),
     Case("method.layer_decay", 0.5, ("events.jsonl", WEIGHTS)),
     Case("method.layer_decay", 0.5, ("events.jsonl", ADAPTER), given=LORA),
     Case("method.freeze_layers", 1, ("model.json", WEIGHTS)),
@@ -184,8 +247,14 @@ DOUBTFUL = [
         "method.layer_decay": 0.5, "method.freeze_layers": 1, "method.lora": {"r": 4},
         "output.checkpoint_minutes": 0.001, "output.keep_checkpoints": 1,
     }.items()),
-    ("lora", LORA, "method.freeze_layers", 1),
+    *((name, {**LORA, "method.name": name}, "method.freeze_layers", 1) for name in ADAPTERS),
     ("lora", LORA, "method.pooling", "cls"),
+    ("lora", LORA, "method.prompt_tokens", 4),
+    *((name, {**LORA, "method.name": name}, "method.lora", {"r": 4}) for name in ("ia3", "prompt")),
+    *((name, {**LORA, "method.name": name}, "method.layer_decay", 0.5) for name in ("ia3", "prompt")),
+    ("prompt", {**LORA, "method.name": "prompt"}, "model.attention", "ragged"),
+    ("prompt", {**LORA, "method.name": "prompt"}, "data.domain_words", 3),
+    ("ia3", {**LORA, "method.name": "ia3"}, "data.domain_words", 3),
     ("full", {}, "method.pooling", "cls"),
     ("full", {}, "method.lora", {"r": 4}),
     ("full", {}, "train.focal_gamma", 3),
@@ -215,6 +284,7 @@ class Jobs:
         self.folder, self.model, self.done = folder, model, dict[str, tuple[Path, str]]()
         self.files = {name: make(folder / f"{name}.csv") for name, make in DATA.items()}
         other_weights(model, folder / "other-model")
+        write_tiny_llama(folder / "tiny-llama")
 
     def tree(self, data: str, given: Mapping[str, Any]) -> dict[str, Any]:
         tree = plan(self.files[data], self.model, self.folder / "cache")
@@ -222,6 +292,8 @@ class Jobs:
 
     def place(self, value: Any) -> Any:
         """Turn the name of a file made here into its path."""
+        if isinstance(value, list):
+            return [self.place(each) for each in value]
         return str(self.folder / value) if isinstance(value, str) and (self.folder / value).exists() else value
 
     def run(self, tree: Mapping[str, Any]) -> tuple[Path, str]:
@@ -314,6 +386,43 @@ def notes(path: Path) -> Path:
     return path
 
 
+def preferred(path: Path) -> Path:
+    """Write pairs of answers, the better of which says what the label is."""
+    draw, rows = random.Random(8), []
+    for text, label in reviews(60, words=6):
+        other = "negative" if label == "positive" else "positive"
+        prompt = " ".join(text.split()[: draw.randint(1, 8)])
+        rows.append(json.dumps({"prompt": prompt, "chosen": f"it is {label}", "rejected": f"it was {other} and dull"}))
+    path = path.with_suffix(".jsonl")
+    path.write_text("\n".join(rows), "utf-8")
+    return path
+
+
+def liked(path: Path) -> Path:
+    """Write answers marked good or bad, three good ones for each bad one."""
+    rows = [
+        json.dumps({"prompt": text, "completion": f"it is {label}", "label": number % 4 != 0})
+        for number, (text, label) in enumerate(reviews(60, words=6))
+    ]
+    path = path.with_suffix(".jsonl")
+    path.write_text("\n".join(rows), "utf-8")
+    return path
+
+
+def talks(path: Path) -> Path:
+    """Write conversations in several columns, one of which has a row that is none."""
+    rows = []
+    for number, ((text, label), (reply, _)) in enumerate(zip(reviews(60), reviews(60, seed=9), strict=True)):
+        turns = [{"role": "user", "content": text}, {"role": "assistant", "content": label}]
+        more = [{"role": "user", "content": reply}, {"role": "assistant", "content": "thanks"}]
+        row = {"messages": turns + more * (number % 4 == 0), "asked": text, "said": label, "reply": reply}
+        row |= {"other": more + turns, "broken": turns[:1] if number == 5 else turns}
+        rows.append(json.dumps(row))
+    path = path.with_suffix(".jsonl")
+    path.write_text("\n".join(rows), "utf-8")
+    return path
+
+
 DATA: dict[str, Callable[[Path], Path]] = {
     "reviews": lambda path: write_csv(path, reviews(100)),
     "other": lambda path: write_csv(path, reviews(60, seed=3)),
@@ -325,6 +434,10 @@ DATA: dict[str, Callable[[Path], Path]] = {
     "marked": marked,
     "overlapping": overlapping,
     "notes": notes,
+    "talks": talks,
+    "preferred": preferred,
+    "liked": liked,
+    "triplets": lambda path: write_csv(path, triplets(90), ("anchor", "positive", "negative")),
 }
 
 

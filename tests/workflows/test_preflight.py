@@ -142,7 +142,7 @@ def test_the_smallest_change_is_named(job: dict[str, Any], tmp_path: Path) -> No
     recipe, run = from_dict(job), Run.create(tmp_path / "run", command="")
     _, setup = prepared(recipe, run)
     run.close()
-    lengths, shape = np.full(40, 64), memory_shape(setup.network, 0)
+    lengths, shape = np.full(40, 64), memory_shape(recipe, setup.network, 0)
 
     def with_room_for(size: int, length: int) -> str:
         free = estimate(shape, [length] * size, free=0, dtype="float32").total

@@ -7,7 +7,8 @@ and nothing depends on how many devices share the work.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -31,16 +32,67 @@ def permutation(count: int, *, seed: int, epoch: int) -> IntArray:
     return np.random.Generator(np.random.PCG64([seed, epoch, 0x5A3B1E])).permutation(count)
 
 
+def shares(count: int, weights: Sequence[float]) -> list[int]:
+    """Part `count` draws by weight: whole numbers that add up, each less than one from its exact share.
+
+    By largest remainders, the first of equal ones. Weights must be positive.
+    """
+    whole = sum(map(Fraction, weights))
+    exact = [count * Fraction(weight) / whole for weight in weights]
+    parts = [math.floor(share) for share in exact]
+    order = sorted(range(len(parts)), key=lambda place: parts[place] - exact[place])
+    for place in order[: count - sum(parts)]:
+        parts[place] += 1
+    return parts
+
+
+def weighted_order(sources: IntArray, weights: Sequence[float], *, seed: int) -> Callable[[int], IntArray]:
+    """Return a function from an epoch to the positions of its examples in order, int64 [N], drawn by weight.
+
+    sources: int64 [N], which of the weighted sources each example is of; every source has one at least. An epoch has N
+    draws, of which each source gets its part of `shares`. A source's draws run through its examples in a new order
+    each time and go on from epoch to epoch, so all are drawn before any is drawn again.
+    """
+    import numpy as np
+
+    rows = [np.flatnonzero(sources == source) for source in range(len(weights))]
+    counts = shares(len(sources), weights)
+
+    @lru_cache(maxsize=2)
+    def order(epoch: int) -> IntArray:
+        turns = np.random.Generator(np.random.PCG64([seed, epoch, 0x3F1B])).permutation(
+            np.repeat(np.arange(len(counts)), counts)
+        )
+        chosen = np.empty(len(sources), np.int64)
+        for source, (mine, count) in enumerate(zip(rows, counts, strict=True)):
+            draws = np.arange(epoch * count, (epoch + 1) * count)
+            rounds, places = np.divmod(draws, len(mine))
+            found = np.empty(count, np.int64)
+            for again in np.unique(rounds).tolist():
+                shuffled = np.random.Generator(np.random.PCG64([seed, again, source, 0x7E21])).permutation(mine)
+                found[rounds == again] = shuffled[places[rounds == again]]
+            chosen[turns == source] = found
+        return chosen
+
+    return order
+
+
 def steps_per_epoch(count: int, batch_size: int) -> int:
     """Return the number of batches in an epoch; the last one may be smaller."""
     return math.ceil(count / batch_size)
 
 
-def batch_positions(count: int, batch_size: int, *, seed: int, step: int) -> IntArray:
-    """Return the positions of the examples in the batch of optimiser step `step` (from 0)."""
+def batch_positions(
+    count: int, batch_size: int, *, seed: int, step: int, order: Callable[[int], IntArray] | None = None
+) -> IntArray:
+    """Return the positions of the examples in the batch of optimiser step `step` (from 0).
+
+    order: that of each epoch, as `weighted_order` returns it; None draws every example once.
+    """
     per_epoch = steps_per_epoch(count, batch_size)
     epoch, place = divmod(step, per_epoch)
-    return permutation(count, seed=seed, epoch=epoch)[place * batch_size : (place + 1) * batch_size]
+    whole = permutation(count, seed=seed, epoch=epoch) if order is None else order(epoch)
+    return whole[place * batch_size : (place + 1) * batch_size]
 
 
 def micro_batches(positions: IntArray, lengths: npt.NDArray[np.integer], size: int) -> list[IntArray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from finesmith.errors import DataError, shortened
@@ -14,6 +15,7 @@ Role = Literal["system", "user", "assistant", "tool"]
 MOST_CHARACTERS = 500_000
 MOST_TURNS = 2000
 _NAMED_FAULTS = 3
+_USUAL_TURNS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,11 @@ class Turn:
     name: str | None = None
     reasoning: str = ""
     trained: bool = True
+
+    def is_plain(self) -> bool:
+        """Whether the turn says something, and nothing but a text."""
+        content = self.content
+        return not (self.calls or self.reasoning or self.name or self.answers or not content or content.isspace())
 
     def message(self) -> dict[str, Any]:
         """Return the turn as chat templates read it."""
@@ -108,6 +115,19 @@ def fault_of(turns: Sequence[Turn], *, answered: bool = True) -> str | None:
     is followed by its result, every result follows its call; no turn of a person or of the assistant says nothing.
     With `answered` the last turn is the assistant's and at least one of its turns is trained; without, it is a prompt.
     """
+    plain = len(turns) <= _USUAL_TURNS and all(turn.is_plain() for turn in turns)
+    if plain and sum([len(turn.content) for turn in turns]) <= MOST_CHARACTERS:
+        return _fault_of_plain(tuple([(turn.role, turn.trained) for turn in turns]), answered)
+    return _fault_of(turns, answered)
+
+
+@lru_cache(maxsize=1000)
+def _fault_of_plain(turns: tuple[tuple[Role, bool], ...], answered: bool) -> str | None:
+    """Say what is wrong with a conversation of texts alone: that is a matter of who speaks."""
+    return _fault_of([Turn(role, "x", trained=trained) for role, trained in turns], answered)
+
+
+def _fault_of(turns: Sequence[Turn], answered: bool) -> str | None:
     if not turns:
         return "it has no turns; expected at least a user's and an assistant's"
     if len(turns) > MOST_TURNS:

@@ -174,17 +174,20 @@ def convert(
     where: Sequence[str],
     *,
     ids: Sequence[int] | None = None,
+    answered: bool = True,
 ) -> Converted:
     """Read every row as a conversation; `where[i]` names row i in messages, `ids[i]` (its position, if None) in runs.
+
+    With `answered` False a row may end where an answer is asked for.
 
     Nothing is raised for a faulty row: all faults are returned, for `chat.refuse` or for the caller to drop and count.
     """
     with _no_garbage_collection():
-        return _converted(rows, layout, where, range(len(rows)) if ids is None else ids)
+        return _converted(rows, layout, where, range(len(rows)) if ids is None else ids, answered)
 
 
 def _converted(
-    rows: Sequence[Mapping[str, Any]], layout: Layout, where: Sequence[str], names: Sequence[int]
+    rows: Sequence[Mapping[str, Any]], layout: Layout, where: Sequence[str], names: Sequence[int], answered: bool
 ) -> Converted:
     conversations: list[Conversation] = []
     faults: list[Fault] = []
@@ -195,7 +198,7 @@ def _converted(
             disliked.append(position)
             continue
         try:
-            conversations.append(_conversation(row, layout, int(name)))
+            conversations.append(_conversation(row, layout, int(name), answered))
         except MalformedError as error:
             faults.append(Fault(position, where[position], str(error)))
         except RecursionError:
@@ -205,13 +208,13 @@ def _converted(
     return Converted(tuple(conversations), tuple(faults), tuple(disliked))
 
 
-def _conversation(row: Mapping[str, Any], layout: Layout, name: int) -> Conversation:
+def _conversation(row: Mapping[str, Any], layout: Layout, name: int, answered: bool) -> Conversation:
     turns = _READERS[layout.kind](row, layout.columns)
     system = layout.columns.get("system")
     if system is not None and (said := only_text(row.get(system), system, missing="")).strip():
         turns.insert(0, Turn("system", said))
     tools = read_tools(row.get(layout.columns["tools"]), layout.columns["tools"]) if "tools" in layout.columns else ()
-    wrong = fault_of(turns)
+    wrong = fault_of(turns, answered=answered)
     if wrong:
         raise MalformedError(wrong)
     _refuse_half_characters(turns)
@@ -219,6 +222,8 @@ def _conversation(row: Mapping[str, Any], layout: Layout, name: int) -> Conversa
 
 
 def _refuse_half_characters(turns: Sequence[Turn]) -> None:
+    if all(turn.is_plain() and turn.content.isascii() for turn in turns):
+        return
     for number, turn in enumerate(turns, 1):
         called = "".join(f"{call.name}{call.id}" for call in turn.calls)
         for text in (turn.content, turn.reasoning, f"{turn.name}{turn.answers}", called):

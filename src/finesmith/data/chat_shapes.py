@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from operator import contains, eq
 from typing import Any
 
 from finesmith.data.chat import Conversation
@@ -29,23 +30,18 @@ class _Stripped:
     """The text of turn `turn`, after blanks (None: all kinds) were taken from its ends."""
 
     turn: int
-    strips: tuple[tuple[str, str | None], ...] = ()
+    strips: tuple[tuple[Callable[[str, str | None], str], str | None], ...] = ()
 
     def of(self, texts: Sequence[str]) -> str:
         text = texts[self.turn]
-        for method, blanks in self.strips:
-            text = _STRIPS[method](text, blanks)
+        for strip, blanks in self.strips:
+            text = strip(text, blanks)
         return text
 
 
-_STRIPS: Mapping[str, Callable[[str, str | None], str]] = {
-    "strip": str.strip,
-    "lstrip": str.lstrip,
-    "rstrip": str.rstrip,
-}
 _ASKS: Mapping[str, Callable[[str, str], bool]] = {
-    "in": lambda text, asked: asked in text,
-    "eq": lambda text, asked: text == asked,
+    "in": contains,
+    "eq": eq,
     "startswith": str.startswith,
     "endswith": str.endswith,
 }
@@ -86,10 +82,10 @@ class _StandIn(_Blind):
     trace: _Trace
     said: _Stripped
 
-    def _stripped(self, method: str, blanks: object) -> Opaque:
+    def _stripped(self, strip: Callable[[str, str | None], str], blanks: object) -> Opaque:
         if not (blanks is None or (type(blanks) is str and (blanks == "" or blanks.isspace()))):
             raise ObservedError
-        return self.trace.stand_in(_Stripped(self.said.turn, (*self.said.strips, (method, blanks))))
+        return self.trace.stand_in(_Stripped(self.said.turn, (*self.said.strips, (strip, blanks))))
 
     def _ask(self, kind: str, asked: object) -> bool:
         if type(asked) is not str:
@@ -98,13 +94,13 @@ class _StandIn(_Blind):
         return False
 
     def strip(self, blanks: Any = None, /) -> str:
-        return self._stripped("strip", blanks)
+        return self._stripped(str.strip, blanks)
 
     def lstrip(self, blanks: Any = None, /) -> str:
-        return self._stripped("lstrip", blanks)
+        return self._stripped(str.lstrip, blanks)
 
     def rstrip(self, blanks: Any = None, /) -> str:
-        return self._stripped("rstrip", blanks)
+        return self._stripped(str.rstrip, blanks)
 
     def startswith(self, asked: Any, /) -> bool:  # type: ignore[override]
         return self._ask("startswith", asked)
@@ -132,21 +128,28 @@ class _StandIn(_Blind):
 class _Shape:
     """What a template writes for one shape.
 
-    An answer's beginning and end are (piece, characters into it); `asked` are the questions that must be answered no.
+    Pieces are written end to end, but at each of `places` stands the one of `said` in its stead. An answer's beginning
+    and end are (piece, characters into it); `asked` are questions that must be answered no, about one of `said` each.
     """
 
-    pieces: tuple[Piece, ...]
+    said: tuple[_Stripped, ...]
+    pieces: tuple[str, ...]
+    places: tuple[tuple[int, int], ...]
     answers: tuple[tuple[tuple[int, int], tuple[int, int]], ...]
-    asked: tuple[tuple[_Stripped, str, str], ...]
+    asked: tuple[tuple[Callable[[str, str], bool], int, str], ...]
 
     def cut(self, texts: Sequence[str]) -> Cut | None:
         """Return a conversation of these texts as the template would write it; None where it must be asked itself."""
-        if any(_ASKS[kind](said.of(texts), asked) for said, kind, asked in self.asked):
-            return None
-        written = [piece if isinstance(piece, str) else piece.of(texts) for piece in self.pieces]
+        said = [each.of(texts) for each in self.said]
+        for asks, number, asked in self.asked:
+            if asks(said[number], asked):
+                return None
+        written = list(self.pieces)
+        for place, number in self.places:
+            written[place] = said[number]
         ends = [0, *accumulate(map(len, written))]
-        spans = tuple((ends[at] + more, ends[to] + further) for (at, more), (to, further) in self.answers)
-        return Cut("".join(written), spans)
+        spans = [(ends[at] + more, ends[to] + further) for (at, more), (to, further) in self.answers]
+        return Cut("".join(written), tuple(spans))
 
 
 class Shapes:
@@ -162,14 +165,10 @@ class Shapes:
         Raises:
             TemplateRefusedError: see `chat_template.cut`.
         """
-        turns = conversation.turns
-        texts = [turn.content for turn in turns]
-        plain = not conversation.tools and not any(
-            turn.calls or turn.name or turn.answers or turn.reasoning for turn in turns
-        )
+        texts = [turn.content for turn in conversation.turns if turn.is_plain()]
         found = None
-        if plain and all(text and not text.isspace() for text in texts):
-            key = tuple([(turn.role, turn.trained) for turn in turns])
+        if len(texts) == len(conversation.turns) and not conversation.tools:
+            key = tuple([(turn.role, turn.trained) for turn in conversation.turns])
             if key not in self._known:
                 if len(self._known) >= _MOST_SHAPES:
                     self._known.clear()
@@ -208,7 +207,17 @@ def _shape(conversation: Conversation, template: ChatTemplate, last: bool) -> _S
         return None
     # A stop token that an answer holds itself is told from its own by counting, which the template's own cut does.
     trace.asked |= {(_Stripped(place), "in", stop) for place in trained for stop in template.stops}
-    return _Shape(tuple(pieces), tuple(reversed(spans)), tuple(trace.asked))
+    said = dict.fromkeys(
+        [*(piece for piece in pieces if not isinstance(piece, str)), *(about for about, _, _ in trace.asked)]
+    )
+    numbers = {each: number for number, each in enumerate(said)}
+    return _Shape(
+        tuple(said),
+        tuple(piece if isinstance(piece, str) else "" for piece in pieces),
+        tuple((place, numbers[piece]) for place, piece in enumerate(pieces) if not isinstance(piece, str)),
+        tuple(reversed(spans)),
+        tuple((_ASKS[kind], numbers[about], asked) for about, kind, asked in trace.asked),
+    )
 
 
 def _after(prompt: Sequence[Piece], pieces: Sequence[Piece]) -> tuple[int, int] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,11 +29,14 @@ FEWEST_UNITS = 3
 
 @dataclass(frozen=True, slots=True)
 class Documents:
-    """Documents in order: their texts and places ("notes.txt document 3"), and how many were blank and left out."""
+    """Documents in order: their texts and places ("notes.txt document 3"), how many were blank and left out, and in
+    which encodings their files were.
+    """
 
     texts: tuple[str, ...]
     where: tuple[str, ...]
     blank: int = 0
+    encodings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -69,6 +72,7 @@ def read_documents(
     texts: list[str] = []
     where: list[str] = []
     notes: list[str] = []
+    encodings: set[str] = set()
     seen: set[Path] = set()
     for source in sources:
         folders.refuse_orders(source, source)
@@ -78,10 +82,11 @@ def read_documents(
             seen.add(real)
             decoded = decode(load_bytes(path, str(path)), str(path), encoding)
             notes += [f"{path}: {note}" for note in decoded.notes]
+            encodings.add(decoded.encoding)
             parts = _parted(decoded.text, separator)
             texts += parts
             where += [f"{path} document {number}" for number in range(1, len(parts) + 1)] if separator else [str(path)]
-    return documents_of(texts, where), tuple(notes)
+    return replace(documents_of(texts, where), encodings=tuple(sorted(encodings))), tuple(notes)
 
 
 def documents_of(texts: Sequence[Any], where: Sequence[str]) -> Documents:
@@ -96,7 +101,8 @@ def documents_of(texts: Sequence[Any], where: Sequence[str]) -> Documents:
         if text is None:
             continue
         if not isinstance(text, str):
-            raise DataError(f"{place}: the text is {str(text)[:80]!r} ({type(text).__name__}); expected a text")
+            what = f"a value of type {type(text).__name__}"
+            raise DataError(f"{place}: the text is {what}; expected a text", quote=repr(text))
         if len(text) > MAX_DOCUMENT_CHARACTERS:
             raise DataError(
                 f"{place}: a document of {len(text):,} characters, more than the {MAX_DOCUMENT_CHARACTERS:,} one may "
@@ -106,17 +112,25 @@ def documents_of(texts: Sequence[Any], where: Sequence[str]) -> Documents:
             kept.append(text)
             places.append(place)
     if not kept:
-        raise DataError(f"none of the {len(texts)} documents holds any text; expected at least one")
+        first = f"{where[0]}: " if where else ""
+        raise DataError(f"{first}none of the {len(texts)} documents here holds any text; expected at least one")
     return Documents(tuple(kept), tuple(places), len(texts) - len(kept))
 
 
 def split_documents(
-    texts: Sequence[str], *, units: Ints, validation: float, test: float, seed: int
+    texts: Sequence[str],
+    *,
+    units: Ints,
+    validation: float,
+    test: float,
+    seed: int,
+    sizes: Sequence[int] | None = None,
 ) -> tuple[Split, ...]:
     """Give every document a split; shares are of characters, not of documents, for a book counts more than a note.
 
-    `units` int64 [N]: documents with the same number (copies, say) stay together. The order is that of a hash of each
-    unit's texts, laid out as test, validation, train, so that the order of the files does not matter.
+    `sizes` says what else each counts: 1, say, where the texts are sentences. `units` int64 [N]: documents with the
+    same number (copies, say) stay together. The order is that of a hash of each unit's texts, laid out as test,
+    validation, train, so that the order of the files does not matter.
 
     Raises:
         DataError: shares that leave nothing to train on, or fewer than three units.
@@ -133,12 +147,14 @@ def split_documents(
     if len(members) < FEWEST_UNITS and (test or validation):
         raise DataError(
             f"{len(texts)} documents make {len(members)} that are no copies of each other; a split that no document "
-            f"straddles needs {FEWEST_UNITS}: part the text at blank lines, or give a file for each split"
+            f"straddles needs {FEWEST_UNITS}: part the text at blank lines (or by data.document_separator), or give a "
+            "file for each split"
         )
     salt = str(seed).encode()
     hashes = [blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, key=salt).digest() for text in texts]
     left = sorted(members.values(), key=lambda unit: min(hashes[document] for document in unit))
-    total = sum(map(len, texts))
+    counted = list(map(len, texts)) if sizes is None else sizes
+    total = sum(counted)
     split: list[Split] = ["train"] * len(texts)
     for name, share in asked:
         if not share:
@@ -146,13 +162,13 @@ def split_documents(
         have = 0
         chosen: list[list[int]] = []
         for unit in left:
-            size = sum(len(texts[document]) for document in unit)
+            size = sum(counted[document] for document in unit)
             # Two units stay, for validation and train; a unit goes where it brings the share nearer.
             if len(left) - len(chosen) > (2 if name == "test" else 1) and size < 2 * (share * total - have):
                 chosen.append(unit)
                 have += size
         if not chosen:
-            chosen = [min(left, key=lambda unit: sum(len(texts[document]) for document in unit))]
+            chosen = [min(left, key=lambda unit: sum(counted[document] for document in unit))]
         for document in (document for unit in chosen for document in unit):
             split[document] = name
         left = [unit for unit in left if unit not in chosen]

@@ -195,9 +195,9 @@ def refuse_half_characters(texts: Sequence[str], where: Sequence[str]) -> None:
             text.encode()
         except UnicodeEncodeError as error:
             raise DataError(
-                f"{place}: holds half of a character (a lone surrogate) at character {error.start + 1}: "
-                f"{text[max(0, error.start - 20) : error.start + 20]!a}; expected valid Unicode; write the file "
-                "again as UTF-8 or drop the row"
+                f"{place}: holds half of a character (a lone surrogate) at character {error.start + 1}; expected valid "
+                "Unicode; write the file again as UTF-8 or drop the row",
+                quote=ascii(text[max(0, error.start - 20) : error.start + 20]),
             ) from None
 
 

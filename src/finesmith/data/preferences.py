@@ -19,15 +19,15 @@ _FALSE = frozenset({"false", "no", "bad", "0", "undesirable"})
 class Preferences:
     """Pairs of conversations that agree up to the answer, the better and the worse; only the answer is trained.
 
-    identical: positions of rows left out because both answers are the same; contradicted: pairs of positions of rows
-    kept that prefer opposite answers to one prompt. `reason` says how the rows were read.
+    rows: the positions of those that are here; identical: positions of rows whose answers are the same. `reason` says
+    how the rows were read.
     """
 
     chosen: tuple[Conversation, ...]
     rejected: tuple[Conversation, ...]
     reason: str
+    rows: tuple[int, ...] = ()
     identical: tuple[int, ...] = ()
-    contradicted: tuple[tuple[int, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -35,11 +35,15 @@ class Preferences:
 
 @dataclass(frozen=True, slots=True)
 class Marked:
-    """Conversations whose last answer is good or bad; only that answer is trained. `reason` says how they were read."""
+    """Conversations whose last answer is good or bad; only that answer is trained.
+
+    rows: the positions of those that are here. `reason` says how they were read.
+    """
 
     conversations: tuple[Conversation, ...]
     good: tuple[bool, ...]
     reason: str
+    rows: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.conversations)
@@ -49,16 +53,17 @@ def read_preferences(
     rows: Sequence[Mapping[str, Any]],
     where: Sequence[str],
     *,
-    identical: Literal["drop", "refuse"] = "drop",
+    identical: Literal["drop", "keep", "refuse"] = "drop",
+    malformed: Literal["stop", "drop"] = "stop",
 ) -> Preferences:
     """Read rows with `chosen` and `rejected`, and the prompt beside them or at the beginning of both.
 
     Prompt and answers may be texts, or turns of role and content or of from and value. Rows whose two answers are equal
-    teach nothing: they are left out and listed, or refused.
+    teach nothing: they are listed, and left out, kept or refused.
 
     Raises:
-        DataError: the columns are not those of preferences, a row is malformed, its two conversations differ before the
-            answer, or no row is left; `where` names rows.
+        DataError: the columns are not those of preferences, no row is left, or one that is not to be dropped is
+            malformed or its two conversations differ before the answer; `where` names rows.
     """
     layout = detect(rows)
     if layout.kind != "preference":
@@ -68,24 +73,32 @@ def read_preferences(
     worse_column = next(column for row in rows for column in row if column.strip().lower() == "rejected")
     mirrored = Layout(layout.kind, {**layout.columns, "chosen": worse_column}, layout.reason)
     better, worse = convert(rows, layout, where), convert(rows, mirrored, where)
-    faulty = {fault.position: replace(fault, message=f"rejected: {fault.message}") for fault in worse.faults}
-    refuse(_in_order({**faulty, **{fault.position: fault for fault in better.faults}}), len(rows))
+    faults = {fault.position: replace(fault, message=f"rejected: {fault.message}") for fault in worse.faults}
+    faults |= {fault.position: fault for fault in better.faults}
+    if malformed == "stop":
+        refuse(_in_order(faults), len(rows))
+    others = {each.id: each for each in worse.conversations}
     pairs: list[tuple[Conversation, Conversation]] = []
     same: list[int] = []
-    faults: dict[int, Fault] = {}
-    for position, (one, other) in enumerate(zip(better.conversations, worse.conversations, strict=True)):
+    for one in better.conversations:
+        position = one.id
+        if (other := others.get(position)) is None:
+            continue
         common = _common(one.turns, other.turns)
         if common == len(one.turns) == len(other.turns):
             same.append(position)
-            continue
+            if identical != "keep":
+                continue
+            common = _last_answer(one.turns)
         if wrong := _answers_wrong(one.turns[common:], other.turns[common:]):
             faults[position] = Fault(position, where[position], wrong)
             continue
         pairs.append((_only_from(one, common), _only_from(other, common)))
     if identical == "refuse":
         faults |= {each: Fault(each, where[each], "chosen and rejected are the same") for each in same}
-    refuse(_in_order(faults), len(rows))
-    if not pairs:
+    if malformed == "stop" or not pairs:
+        refuse(_in_order(faults), len(rows))
+    if not len(pairs) > (len(same) if identical == "keep" else 0):
         raise DataError(
             f"in all of the {len(rows)} rows chosen and rejected are the same; expected a better and a worse"
         )
@@ -93,18 +106,20 @@ def read_preferences(
         tuple(one for one, _ in pairs),
         tuple(other for _, other in pairs),
         layout.reason.partition(";")[0],
+        tuple(one.id for one, _ in pairs),
         tuple(same),
-        _contradicted(pairs),
     )
 
 
-def read_marked(rows: Sequence[Mapping[str, Any]], where: Sequence[str]) -> Marked:
+def read_marked(
+    rows: Sequence[Mapping[str, Any]], where: Sequence[str], *, malformed: Literal["stop", "drop"] = "stop"
+) -> Marked:
     """Read rows with a prompt and a completion, or with turns that end with an answer, and a mark: good or bad.
 
     The mark is a column named label, kto_tag, desirable or thumbs_up that holds true and false, 1 and 0, or such words.
 
     Raises:
-        DataError: there is no mark, a row is malformed, or all marks are the same; `where` names rows.
+        DataError: there is no mark, no row is left, or one that is not to be dropped is malformed; `where` names rows.
     """
     layout = detect(rows)
     if layout.kind == "preference":
@@ -126,16 +141,14 @@ def read_marked(rows: Sequence[Mapping[str, Any]], where: Sequence[str]) -> Mark
         for position, mark in enumerate(good)
         if mark is None
     }
-    refuse(_in_order({**faults, **{fault.position: fault for fault in found.faults}}), len(rows))
-    marks = tuple(bool(mark) for mark in good)
-    if len(set(marks)) < 2:
-        said = "good" if all(marks) else "bad"
-        raise DataError(
-            f"all of the {len(rows)} answers are {said} (column {shortened(column, 40)!r}); expected good and bad ones"
-        )
-    conversations = tuple(_only_from(each, _last_answer(each.turns)) for each in found.conversations)
+    faults |= {fault.position: fault for fault in found.faults}
+    kept = [each for each in found.conversations if each.id not in faults]
+    if malformed == "stop" or not kept:
+        refuse(_in_order(faults), len(rows))
+    marks = tuple(bool(good[each.id]) for each in kept)
+    conversations = tuple(_only_from(each, _last_answer(each.turns)) for each in kept)
     reason = f"{layout.reason.partition(';')[0]}; column {column!r} says which answers are good"
-    return Marked(conversations, marks, reason)
+    return Marked(conversations, marks, reason, tuple(each.id for each in kept))
 
 
 def _in_order(faults: Mapping[int, Fault]) -> list[Fault]:
@@ -180,14 +193,3 @@ def _last_answer(turns: Sequence[Turn]) -> int:
 def _mark(value: Any) -> bool | None:
     said = str(value).strip().lower().removesuffix(".0")
     return True if said in _TRUE else False if said in _FALSE else None
-
-
-def _contradicted(pairs: Sequence[tuple[Conversation, Conversation]]) -> tuple[tuple[int, int], ...]:
-    seen: dict[tuple[str, str], int] = {}
-    found = []
-    for one, other in pairs:
-        better, worse = (repr([_plain(turn) for turn in each.turns]) for each in (one, other))
-        if (earlier := seen.get((worse, better))) is not None:
-            found.append((earlier, one.id))
-        seen.setdefault((better, worse), one.id)
-    return tuple(found)

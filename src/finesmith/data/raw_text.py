@@ -80,14 +80,15 @@ def causal_text(
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"the tokenizer ({type(tokenizer).__name__}) has no end-of-text token, so a model could not learn where a "
-            "document ends; expected eos_token in its tokenizer_config.json; choose a causal base model or set it"
+            "document ends; expected eos_token in its tokenizer_config.json; choose a causal model.base or set it"
         )
     before = frame_of(tokenizer).before
     step = max_length - 1 - overlap
     if overlap < 0 or step < max(1, len(before)):
         raise UserError(
             f"the maximum length is {max_length} tokens with an overlap of {overlap}; expected an overlap of at least "
-            f"0 and a maximum length of at least {overlap + 1 + max(1, len(before))}"
+            f"0 and a maximum length of at least {overlap + 1 + max(1, len(before))}: lower data.overlap, or raise "
+            "data.max_length where the model can take more"
         )
     found = pieces(documents.texts, tokenizer, where=documents.where, words=False, cache=cache)
     stream, ends, _ = surround(found.tokens, found.offsets, Frame(before, (int(tokenizer.eos_token_id),)))
@@ -136,7 +137,8 @@ def masked_text(
         raise UserError(
             f"the maximum length is {max_length} tokens with an overlap of {overlap}, and {len(frame)} are special "
             f"tokens; expected an overlap of at least 0 and a maximum length of at least "
-            f"{len(frame) + max(FEWEST_CONTENT, overlap + 1)}"
+            f"{len(frame) + max(FEWEST_CONTENT, overlap + 1)}: lower data.overlap, or raise data.max_length where the "
+            "model can take more"
         )
     found = pieces(documents.texts, tokenizer, where=documents.where, words=True, cache=cache)
     document, starts, lengths = windows(found.offsets, size, size - overlap)

@@ -29,7 +29,8 @@ split_files = folders.split_files
 class Origin:
     """One source as it was read: `first_row` is its first row's position in the table, `sha256` of the bytes on disk.
 
-    `encoding` is None for binary formats and says when a byte-order mark was found ("utf-8 with BOM").
+    `encoding` is None for binary formats and says when a byte-order mark was found ("utf-8 with BOM"); `given` is the
+    position of the source among those that were named, which for a folder holds several files.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Origin:
     first_row: int
     sha256: str
     notes: tuple[str, ...] = ()
+    given: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ def read(
         folders.refuse_orders(name, name)
     if max_rows is not None and max_rows < 1:
         raise DataError(f"max_rows is {max_rows}, expected at least 1")
-    _refuse_twice(sources)
+    refuse_twice(sources)
     parts: list[_Part] = []
     rows = 0
     for part in _parts(sources, encoding, commas):
@@ -115,7 +117,12 @@ def read(
     return source
 
 
-def _refuse_twice(sources: Sequence[str]) -> None:
+def refuse_twice(sources: Sequence[str]) -> None:
+    """Refuse a source that is named more than once.
+
+    Raises:
+        DataError: one is.
+    """
     seen: set[str] = set()
     for source in sources:
         place = str(Path(source).resolve()) if Path(source).exists() else source
@@ -126,26 +133,31 @@ def _refuse_twice(sources: Sequence[str]) -> None:
 
 def _parts(sources: Sequence[str], encoding: str | None, commas: bool) -> Iterable[_Part]:
     if len(sources) > 1 and folders.classes_by_extension([Path(source) for source in sources]):
-        yield from _class_parts(
-            [folders.ClassFiles(Path(each).suffix[1:], (Path(each),)) for each in sources], encoding
-        )
+        classes = [folders.ClassFiles(Path(each).suffix[1:], (Path(each),)) for each in sources]
+        for given, part in enumerate(_class_parts(classes, encoding)):
+            yield replace(part, origin=replace(part.origin, given=given))
         return
-    for source in sources:
-        path = Path(source)
-        if hub.is_hub_id(source):
-            table, fingerprint = hub.load(source)
-            table, notes = plain(table, source)
-            yield _Part(table, Origin(source, "hub", None, table.num_rows, 0, fingerprint, tuple(notes)))
-        elif not folders.exists(path, source):
-            raise DataError(folders.missing(path, source))
-        elif path.is_dir():
-            found = folders.look_into(path, source)
-            if isinstance(found[0], folders.ClassFiles):
-                yield from _class_parts([each for each in found if isinstance(each, folders.ClassFiles)], encoding)
-            else:
-                yield from (_file(each, str(each), encoding, commas) for each in found if isinstance(each, Path))
+    for given, source in enumerate(sources):
+        for part in _parts_of(source, encoding, commas):
+            yield replace(part, origin=replace(part.origin, given=given))
+
+
+def _parts_of(source: str, encoding: str | None, commas: bool) -> Iterable[_Part]:
+    path = Path(source)
+    if hub.is_hub_id(source):
+        table, fingerprint = hub.load(source)
+        table, notes = plain(table, source)
+        yield _Part(table, Origin(source, "hub", None, table.num_rows, 0, fingerprint, tuple(notes)))
+    elif not folders.exists(path, source):
+        raise DataError(folders.missing(path, source))
+    elif path.is_dir():
+        found = folders.look_into(path, source)
+        if isinstance(found[0], folders.ClassFiles):
+            yield from _class_parts([each for each in found if isinstance(each, folders.ClassFiles)], encoding)
         else:
-            yield _file(path, source, encoding, commas)
+            yield from (_file(each, str(each), encoding, commas) for each in found if isinstance(each, Path))
+    else:
+        yield _file(path, source, encoding, commas)
 
 
 def _file(path: Path, name: str, encoding: str | None, commas: bool) -> _Part:

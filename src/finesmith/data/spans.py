@@ -36,7 +36,8 @@ def sentences_of_spans(
     widened = 0
     for text, row, place in zip(texts, spans, where, strict=True):
         if not isinstance(text, str) or not text.strip():
-            raise DataError(f"{place}: the text is {str(text)[:80]!r}, expected a text with at least one word")
+            what = "empty" if isinstance(text, str) else f"a value of type {type(text).__name__}"
+            raise DataError(f"{place}: the text is {what}, expected a text with at least one word", quote=repr(text))
         words = words_of(text)
         starts, stops = words[:, 0].tolist(), words[:, 1].tolist()
         at_start, at_stop = ({at: number for number, at in enumerate(each)} for each in (starts, stops))
@@ -90,7 +91,8 @@ def _spans(row: Any, text: str, place: str) -> list[tuple[int, int, str]]:
     if row is None:
         return []
     if not isinstance(row, list | tuple):
-        raise DataError(f"{place}: the spans are {str(row)[:80]!r} ({type(row).__name__}), expected a list of spans")
+        what = f"a value of type {type(row).__name__}"
+        raise DataError(f"{place}: the spans are {what}, expected a list of spans", quote=repr(row))
     found = []
     for span in row:
         start, stop, label = _fields(span, place)
@@ -110,12 +112,15 @@ def _fields(span: Any, place: str) -> tuple[int, int, str]:
         values = [span.get(name) for name in ("start", "end", "label")]
     elif isinstance(span, list | tuple):
         values = list(span)
+    # A column of numbers is one of decimals where a single one of them is.
+    values[:2] = [int(each) if isinstance(each, float) and each.is_integer() else each for each in values[:2]]
     # A boolean is an int to Python, not to whoever wrote the file.
     if [type(value) for value in values] == [int, int, str] and values[2].strip():
         return values[0], values[1], values[2].strip()
     raise DataError(
-        f'{place}: a span is {str(span)[:80]!r}, expected {{"start": 0, "end": 5, "label": "PER"}} or [0, 5, "PER"] '
-        "with whole numbers and a label"
+        f'{place}: a span is not {{"start": 0, "end": 5, "label": "PER"}} or [0, 5, "PER"]; expected whole numbers and '
+        "a label",
+        quote=repr(span),
     )
 
 
@@ -132,11 +137,11 @@ def _refuse_overlaps(spans: Sequence[tuple[int, int, str]], place: str, unit: st
 def _misaligned(
     text: str, start: int, stop: int, label: str, inside: Sequence[tuple[int, int]], place: str
 ) -> DataError:
-    said = f"{place}: span {start} to {stop} ({label[:40]!r}, {text[start:stop][:40]!r})"
+    said = f"{place}: span {start} to {stop} ({label[:40]!r})"
     if not inside:
         return DataError(f"{said} covers white space only; expected at least one word")
     first, last = inside[0][0], inside[-1][1]
     return DataError(
-        f"{said} does not begin and end with a word; whole words are {first} to {last} ({text[first:last][:40]!r}); "
-        "mend the span, or have spans stretched to whole words"
+        f"{said} does not begin and end with a word; whole words are {first} to {last}; mend the span",
+        quote=f"{text[start:stop][:30]!r}, whole words {text[first:last][:30]!r}",
     )

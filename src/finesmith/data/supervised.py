@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     import numpy.typing as npt
 
@@ -39,3 +41,13 @@ class Supervised:
             raise IndexError(f"row {index} of {len(self)} rows")
         place = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
         return self.tokens[place], self.targets[place]
+
+    def take(self, positions: Sequence[int] | npt.NDArray[np.int64]) -> Supervised:
+        """Return the rows at `positions`, in that order."""
+        import numpy as np
+
+        order = np.asarray(positions, np.int64)
+        lengths = self.lengths()[order]
+        offsets = np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
+        places = np.repeat(np.asarray(self.offsets)[order] - offsets[:-1], lengths) + np.arange(int(offsets[-1]))
+        return Supervised(self.tokens[places], offsets, self.targets[places])

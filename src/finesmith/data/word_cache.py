@@ -22,14 +22,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import chain, count, islice
+from dataclasses import dataclass
+from itertools import chain
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from finesmith.data.template import Bare, gather
+from finesmith.data.template import Bare
+from finesmith.data.word_table import Known, Table, row_by_row
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     import tokenizers
 
     Ints = npt.NDArray[np.int64]
-
-MAX_WORDS = 400_000
-MAX_CHARACTERS = 16_000_000
 
 _NORMALIZERS = frozenset({"BertNormalizer", "Lowercase", "StripAccents", "NFC", "NFD", "NFKC", "NFKD"})
 _PARTING = frozenset({"BertPreTokenizer", "Whitespace", "WhitespaceSplit"})
@@ -100,8 +97,8 @@ class WordCache:
     def __init__(self, engine: tokenizers.Tokenizer, unknown_id: int | None) -> None:
         self._engine = engine
         self.unknown_id = unknown_id
-        self._pieces = _Known()
-        self._words = _Known()
+        self._pieces = Known()
+        self._words = Known()
         self._cut = _marks_part(engine)
 
     def look_up(self, texts: Sequence[str], *, most_new: float) -> Words | None:
@@ -124,12 +121,12 @@ class WordCache:
         table = self._pieces.table
         times = np.bincount(codes, minlength=len(pieces))
         found = Words(
-            _row_by_row(table, at[codes], bounds), int(table.unknown[at] @ times), int(table.words[at] @ times)
+            row_by_row(table, at[codes], bounds), int(table.unknown[at] @ times), int(table.words[at] @ times)
         )
         self._pieces.stay_bounded(known)
         return found
 
-    def _tokenise(self, pieces: Sequence[str]) -> _Table:
+    def _tokenise(self, pieces: Sequence[str]) -> Table:
         """Return the tokens of distinct pieces, by way of their words where marks part them."""
         import numpy as np
 
@@ -144,12 +141,12 @@ class WordCache:
         if new:
             self._words.add(self._encode(new, np.zeros(len(new), np.int64)))
         table = self._words.table
-        bare = _row_by_row(table, at, bounds)
+        bare = row_by_row(table, at, bounds)
         unknown = np.concatenate([np.zeros(1, np.int64), np.cumsum(table.unknown[at])])
         self._words.stay_bounded(known)
-        return _Table(bare.ids, bare.offsets[:-1], np.diff(bare.offsets), np.diff(unknown[bounds]), words)
+        return Table(bare.ids, bare.offsets[:-1], np.diff(bare.offsets), np.diff(unknown[bounds]), words)
 
-    def _encode(self, texts: Sequence[str], words: Ints) -> _Table:
+    def _encode(self, texts: Sequence[str], words: Ints) -> Table:
         import numpy as np
 
         rows: list[list[int]] = []
@@ -159,7 +156,7 @@ class WordCache:
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         ids = np.fromiter(chain.from_iterable(rows), np.int32, int(lengths.sum()))
         counts = (0 if self.unknown_id is None else row.count(self.unknown_id) for row in rows)
-        return _Table(ids, np.cumsum(lengths) - lengths, lengths, np.fromiter(counts, np.int64, len(rows)), words)
+        return Table(ids, np.cumsum(lengths) - lengths, lengths, np.fromiter(counts, np.int64, len(rows)), words)
 
 
 def _marks_part(engine: tokenizers.Tokenizer) -> Callable[[Sequence[str]], list[list[str]]] | None:
@@ -187,86 +184,3 @@ def _marks_part(engine: tokenizers.Tokenizer) -> Callable[[Sequence[str]], list[
         return parts
 
     return cut
-
-
-def _row_by_row(table: _Table, numbers: Ints, bounds: Ints) -> Bare:
-    """Return the tokens of each run `numbers[bounds[i]:bounds[i + 1]]` of a table's entries."""
-    import numpy as np
-
-    lengths = table.lengths[numbers]
-    ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    return Bare(gather(table.ids, table.starts[numbers], lengths), ends[bounds])
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """Pieces by number: `ids[starts:starts + lengths]`, and how many unknown tokens and white-space words each has."""
-
-    ids: npt.NDArray[np.int32]
-    starts: Ints
-    lengths: Ints
-    unknown: Ints
-    words: Ints
-
-    def joined(self, other: _Table) -> _Table:
-        """Return one table with another's entries after its own."""
-        import numpy as np
-
-        return _Table(
-            np.concatenate((self.ids, other.ids)),
-            np.concatenate((self.starts, other.starts + self.ids.size)),
-            np.concatenate((self.lengths, other.lengths)),
-            np.concatenate((self.unknown, other.unknown)),
-            np.concatenate((self.words, other.words)),
-        )
-
-    def first(self, size: int) -> _Table:
-        """Return the table of the first entries alone."""
-        end = int(self.starts[size - 1] + self.lengths[size - 1]) if size else 0
-        rest = (self.starts, self.lengths, self.unknown, self.words)
-        return _Table(self.ids[:end].copy(), *(each[:size].copy() for each in rest))
-
-
-def _nothing() -> _Table:
-    import numpy as np
-
-    return _Table(np.empty(0, np.int32), *(np.empty(0, np.int64) for _ in range(4)))
-
-
-@dataclass(slots=True)
-class _Known:
-    """Pieces by text, and what is known of each."""
-
-    table: _Table = field(default_factory=_nothing)
-    _numbers: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
-    _characters: int = 0
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def numbers(self, pieces: Sequence[str]) -> tuple[Ints, list[str]]:
-        """Return the number of each piece, and the pieces that were new, once each, whose tokens must be added next."""
-        import numpy as np
-
-        known = len(self)
-        self._numbers.default_factory = count(known).__next__
-        found = np.fromiter(map(self._numbers.__getitem__, pieces), np.int64, len(pieces))
-        new = list(islice(reversed(self._numbers), len(self) - known))[::-1]
-        self._characters += sum(map(len, new))
-        return found, new
-
-    def add(self, table: _Table) -> None:
-        """Append the tokens of new pieces."""
-        self.table = self.table.joined(table)
-
-    def stay_bounded(self, known: int) -> None:
-        """Forget all but the first `known` pieces where they have become too many: the frequent ones came first."""
-        if len(self) > MAX_WORDS or self._characters > MAX_CHARACTERS:
-            self.forget(known)
-
-    def forget(self, known: int) -> None:
-        """Forget all but the first `known` pieces."""
-        while len(self) > known:
-            self._characters -= len(self._numbers.popitem()[0])
-        if self.table.starts.size > known:
-            self.table = self.table.first(known)

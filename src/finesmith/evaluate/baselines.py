@@ -131,6 +131,28 @@ def _check_metric(kind: Kind, metric: str | None) -> None:
         raise ValueError(f"no metric {metric!r} for such predictions; choose one of {', '.join(METRICS[kind])}")
 
 
+def word_vectors(texts: Sequence[str]) -> Callable[[Sequence[str]], Any]:
+    """Count the words of training texts; return what makes a sparse row of unit length (or zero) of any text, [N, D].
+
+    Raises DataError when the texts hold no words.
+    """
+    counter = _word_counter(1)
+    try:
+        counter.fit(texts)
+    except ValueError as error:
+        raise DataError(f"the {len(texts):,} training texts hold no words to count: check the columns") from error
+    return lambda others: counter.transform(others)
+
+
+def _word_counter(common: int) -> Any:
+    """Return what counts the words and pairs of words that `common` texts have, weighted."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(
+        token_pattern=r"(?u)\b\w+\b|[!?]", ngram_range=(1, 2), sublinear_tf=True, min_df=common, strip_accents="unicode"
+    )
+
+
 def _fit_features(train: Texts) -> tuple[Any, Callable[[Texts], Any]]:
     """Return the training rows' sparse features and the function that encodes other rows alike.
 
@@ -143,9 +165,7 @@ def _fit_features(train: Texts) -> tuple[Any, Callable[[Texts], Any]]:
     texts, pairs = train
     corpus = [*texts, *(pairs or ())]
     common = 2 if len(corpus) >= 1000 else 1
-    words = TfidfVectorizer(
-        token_pattern=r"(?u)\b\w+\b|[!?]", ngram_range=(1, 2), sublinear_tf=True, min_df=common, strip_accents="unicode"
-    )
+    words = _word_counter(common)
     characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True, min_df=common)
     try:
         fitted = [words.fit_transform(corpus), characters.fit_transform(corpus)]

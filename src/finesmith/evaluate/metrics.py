@@ -33,7 +33,9 @@ METRICS: dict[Kind, tuple[str, ...]] = {
 # Of words and texts, each from sums over rows: `measurement` says how.
 MEASURED = (
     "span_f1", "span_precision", "span_recall", "token_accuracy", "bits_per_byte", "perplexity", "pseudo_perplexity",
-    "final_number_match", "exact_match", "rouge_l", "chrf",
+    "final_number_match", "exact_match", "normalised_match", "rouge_1", "rouge_2", "rouge_l", "chrf", "bleu",
+    "reward_accuracy", "reward_margin", "preference_loss",
+    "ndcg@10", "accuracy@1", "recall@10", "mrr", "map",
 )  # fmt: skip
 
 HIGHER_IS_BETTER: dict[str, bool] = {
@@ -60,8 +62,20 @@ HIGHER_IS_BETTER: dict[str, bool] = {
     "pseudo_perplexity": False,
     "final_number_match": True,
     "exact_match": True,
+    "normalised_match": True,
+    "rouge_1": True,
+    "rouge_2": True,
     "rouge_l": True,
     "chrf": True,
+    "bleu": True,
+    "reward_accuracy": True,
+    "reward_margin": True,
+    "preference_loss": False,
+    "ndcg@10": True,
+    "accuracy@1": True,
+    "recall@10": True,
+    "mrr": True,
+    "map": True,
 }
 
 DISPLAY_NAMES: dict[str, str] = {
@@ -88,8 +102,20 @@ DISPLAY_NAMES: dict[str, str] = {
     "pseudo_perplexity": "pseudo-perplexity",
     "final_number_match": "final-number match",
     "exact_match": "exact match",
+    "normalised_match": "match but for case and punctuation",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
     "rouge_l": "ROUGE-L",
     "chrf": "chrF",
+    "bleu": "BLEU",
+    "reward_accuracy": "reward accuracy",
+    "reward_margin": "reward margin",
+    "preference_loss": "preference loss",
+    "ndcg@10": "nDCG@10",
+    "accuracy@1": "accuracy@1",
+    "recall@10": "recall@10",
+    "mrr": "mean reciprocal rank",
+    "map": "mean average precision",
 }
 
 

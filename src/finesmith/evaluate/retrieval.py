@@ -20,7 +20,7 @@ FEW = 32
 
 # Similarities [b, D] of b queries with all D documents; for each query the relevant documents' positions, and the
 # position of the query itself among the documents or None.
-Block = tuple["npt.NDArray[Any]", Sequence[Sequence[int]], Sequence[int | None]]
+Block = tuple["npt.NDArray[Any]", Sequence["Sequence[int] | Ints"], Sequence[int | None]]
 
 
 def retrieval(blocks: Iterable[Block], cutoffs: Sequence[int] = (1, 10)) -> dict[str, Measurement]:
@@ -49,7 +49,7 @@ def retrieval(blocks: Iterable[Block], cutoffs: Sequence[int] = (1, 10)) -> dict
 
 
 def _query(
-    scores: npt.NDArray[Any], wanted: Sequence[int], itself: int | None, cutoffs: Sequence[int], query: int
+    scores: npt.NDArray[Any], wanted: Sequence[int] | Ints, itself: int | None, cutoffs: Sequence[int], query: int
 ) -> list[float]:
     import numpy as np
 

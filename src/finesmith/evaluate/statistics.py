@@ -52,8 +52,19 @@ SCALES: dict[str, Scale] = {
     "pseudo_perplexity": "positive",
     "final_number_match": "unit",
     "exact_match": "unit",
+    "normalised_match": "unit",
+    "rouge_1": "unit",
+    "rouge_2": "unit",
     "rouge_l": "unit",
     "chrf": "unit",
+    "bleu": "unit",
+    "reward_accuracy": "unit",
+    "preference_loss": "positive",
+    "ndcg@10": "unit",
+    "accuracy@1": "unit",
+    "recall@10": "unit",
+    "mrr": "unit",
+    "map": "unit",
 }
 
 # Metrics whose influence on rows of two models together is meaningful: those that compare no score across rows.

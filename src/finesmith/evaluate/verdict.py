@@ -48,6 +48,7 @@ class Overfitting:
     began_at_step: int | None
     severity: Literal["none", "mild", "strong"]
     sentence: str
+    metric: str
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -58,6 +59,7 @@ class Overfitting:
             "began_at_step": self.began_at_step,
             "severity": self.severity,
             "sentence": self.sentence,
+            "metric": self.metric,
         }
 
 
@@ -296,7 +298,7 @@ def overfitting(
         where = (
             f"; after step {began:,} validation loss rose from {loss(lowest)} to {loss(last)} while training loss fell"
         )
-    return Overfitting(train_value, validation_value, gap, began, severity, f"{extent}: {scores}{where}.")
+    return Overfitting(train_value, validation_value, gap, began, severity, f"{extent}: {scores}{where}.", metric)
 
 
 def _number_format(scale: float) -> Callable[[float], str]:

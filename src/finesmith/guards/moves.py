@@ -116,7 +116,7 @@ def may_rest(name: str) -> bool:
     Token types and positions never used, a pooler that no head reads, a mask's vector without a mask, experts that no
     token of a batch was sent to, and the biases of keys, which shift all of a query's scores alike and change nothing.
     """
-    resting = ("token_type_embeddings", "position_embeddings", "pooler", "mask_emb", ".experts.")
+    resting = ("token_type_embeddings", "position_embeddings", "pooler", "mask_emb", ".experts.", "trainable_tokens")
     keys = ("key.bias", "k_proj.bias", "k_lin.bias", "key_proj.bias", "attn.k.bias")
     return any(part in name for part in resting) or name.endswith(keys)
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from finesmith.data.supervised import Supervised
-    from finesmith.tasks.language import Answers
+    from finesmith.tasks.corpus import Answers
 
     Ints = npt.NDArray[np.int64]
 

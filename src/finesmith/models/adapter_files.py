@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import ModelError
-from finesmith.models.adapter_kinds import START_A, START_B, TASK_TYPES, Purpose, is_pissa, lora_layers
+from finesmith.models.adapter_kinds import (
+    START_A,
+    START_B,
+    TASK_TYPES,
+    Purpose,
+    is_pissa,
+    lora_layers,
+    run_prompted,
+)
 from finesmith.models.save import standard_attention
 from finesmith.models.screen import SMALL_JSON, read_object, screen_adapter
 
@@ -18,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from finesmith.models.forward import Network
+    from finesmith.models.load import Base
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What an adapter of each kind may say of itself; anything else could load code or files.
@@ -169,6 +178,31 @@ def load_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
     if not trainable:
         wrapped.requires_grad_(False)
     return wrapped
+
+
+def wear(network: Network, folder: Path) -> None:
+    """Put the adapter in `folder` on a network that holds its base model.
+
+    Raises ModelError when the adapter cannot be loaded whole.
+    """
+    network.module = load_adapter(network.classifier, folder)
+    if network.module.active_peft_config.is_prompt_learning:  # type: ignore[union-attr]
+        run_prompted(network)
+
+
+def require_base(base: Base, sha256: str | None, folder: Path) -> None:
+    """Refuse a base model that is not the one whose weights had this SHA-256 when the adapter was trained.
+
+    Nothing can be said where either is not known: a hub id has no hash of its weights.
+
+    Raises:
+        ModelError: the base model is named.
+    """
+    if sha256 is not None and base.sha256 is not None and base.sha256 != sha256:
+        raise ModelError(
+            f"{base.name} is not the model that the adapter in {folder} was trained on: its weights have SHA-256 "
+            f"{base.sha256[:16]}…, expected {sha256[:16]}…; bring the earlier weights back, or tune again"
+        )
 
 
 def saved_tensors(folder: Path) -> dict[str, Tensor]:

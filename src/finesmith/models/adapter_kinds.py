@@ -6,17 +6,16 @@ where it did. Prompt tuning puts vectors before every text, for which `prompted`
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from finesmith.errors import ModelError
 from finesmith.models.patterns import NAME_REPEATS, slow
 
 if TYPE_CHECKING:
-    import torch
     from peft import PeftConfig
     from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from finesmith.types import Batch
 
 Kind = Literal["lora", "rslora", "dora", "pissa", "ia3", "prompt"]
+Model = TypeVar("Model", bound="Network")
 Purpose = Literal["sequence_classification", "token_classification", "causal", "masked", "seq2seq", "embedding"]
 
 # What peft calls each purpose; it has no name for masked-language models.
@@ -60,8 +60,6 @@ IA3_PLACES: Mapping[str, tuple[list[str], list[str]]] = {
     "smollm3": (["k_proj", "v_proj", "down_proj"], ["down_proj"]),
     "xlm-roberta": (["key", "value", "output.dense"], ["output.dense"]),
 }
-# Heads and what has random first values stay as they are when a base model is quantised.
-NEVER_QUANTISED = ("classifier", "cls", "lm_head", "pooler", "pre_classifier", "score", "vocab_projector")
 # PiSSA's first matrices stay with each layer under these names: what is saved is the way from them.
 START_A, START_B = "pissa_start_A", "pissa_start_B"
 
@@ -96,7 +94,7 @@ def add_adapter(
         _refuse_rounding(network.classifier)
     if new_rows and kind in ("ia3", "prompt"):
         raise ModelError(
-            f"data.domain_words adds vectors that must be trained, which method.adapter {kind} does not do; "
+            f"data.domain_words adds vectors that must be trained, which method.name {kind} does not do; "
             "use lora, rslora, dora or pissa, or remove data.domain_words"
         )
     whole = sorted(_whole_modules(network, purpose) | set(settings.get("modules_to_save") or ()))
@@ -125,10 +123,16 @@ def add_adapter(
     if kind == "prompt":
         _only_prompt_and_head(wrapped, purpose)
         _start_from_words(wrapped, seed)
-        network.ragged, network.grouped = False, True
-        network.why = "one length at a time: prompt tuning puts vectors before every text, which has no ragged form"
-        network.classifier.set_attn_implementation("sdpa" if network.classifier._supports_sdpa else "eager")
+        run_prompted(network)
     return settings
+
+
+def run_prompted(network: Network) -> None:
+    """Have a network that holds a tuned prompt run by its wrapper, one length at a time."""
+    network.prompt = network.module.active_peft_config.num_virtual_tokens  # type: ignore[union-attr, assignment]
+    network.ragged, network.grouped = False, True
+    network.why = "one length at a time: prompt tuning puts vectors before every text, which has no ragged form"
+    network.classifier.set_attn_implementation("sdpa" if network.classifier._supports_sdpa else "eager")
 
 
 def _config(kind: Kind, task_type: str | None, given: Mapping[str, Any]) -> PeftConfig:
@@ -146,11 +150,9 @@ def _refuse_contradictions(kind: Kind, options: Mapping[str, Any]) -> None:
         # LoRA took these switches before the kinds had names.
         allowed = kind == other or (kind == "lora" and other != "pissa") or (kind == "dora" and other == "rslora")
         if says and not allowed:
-            raise ModelError(f"method.lora.{key} is {value!r}, but method.adapter is {kind}; set it to {other}")
+            raise ModelError(f"method.lora.{key} is {value!r}, but method.name is {kind}; set it to {other}")
         if key in options and not says and kind == other:
-            raise ModelError(
-                f"method.lora.{key} is {value!r}, but method.adapter is {kind}; remove the one or the other"
-            )
+            raise ModelError(f"method.lora.{key} is {value!r}, but method.name is {kind}; remove the one or the other")
 
 
 def _refuse_slow(settings: Mapping[str, Any]) -> None:
@@ -170,7 +172,7 @@ def _refuse_rounding(model: nn.Module) -> None:
     found = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.dtype != torch.float32}
     if found:
         raise ModelError(
-            f"method.adapter pissa takes its matrices out of the base weights, which are {', '.join(sorted(found))}; "
+            f"method.name pissa takes its matrices out of the base weights, which are {', '.join(sorted(found))}; "
             "expected float32, where that does not round them: load the model in float32, or use lora"
         )
 
@@ -187,10 +189,10 @@ def _refuse_prompt(network: Network, purpose: Purpose, whole: Sequence[str], cou
     elif beyond := [name for name in whole if name.split(".")[0] not in ("classifier", "score")]:
         why = f"{', '.join(beyond[:3])} must be trained too, which prompt tuning does not do"
     if why is not None:
-        raise ModelError(f"method.adapter is prompt, but {why}; use method.adapter=lora")
+        raise ModelError(f"method.name is prompt, but {why}; use method.name=lora")
     most = model.config.to_dict().get("max_position_embeddings")
     if most is not None and not 0 < count < most:
-        raise ModelError(f"method.lora.num_virtual_tokens is {count}, expected 1 to {most - 1} for this model")
+        raise ModelError(f"method.prompt_tokens is {count}, expected 1 to {most - 1} for this model")
 
 
 def _unsaid(kind: Kind, model: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -282,6 +284,38 @@ def lora_layers(module: nn.Module) -> list[Any]:
     return [layer for layer in module.modules() if isinstance(layer, LoraLayer)]
 
 
+def kept_per_token(module: nn.Module) -> int:
+    """Return how many values the adapters of a module keep of every token for the way back.
+
+    Read off peft 0.21's layers: LoRA keeps its few inner values, and a copy of its input where that is dropped out;
+    DoRA keeps its own output and the layer's beside them; IA3 keeps what it scales.
+    """
+    from peft.tuners.ia3 import IA3Layer
+    from torch import nn
+
+    kept = 0
+    for layer in lora_layers(module):
+        for name, inner in layer.lora_A.items():
+            silent = isinstance(layer.lora_dropout[name], nn.Identity) or layer.lora_dropout[name].p == 0
+            kept += layer.r[name] + (0 if silent else inner.in_features)
+            kept += 2 * layer.out_features if name in layer.lora_variant else 0
+    for layer in module.modules():
+        if isinstance(layer, IA3Layer):
+            kept += layer.in_features if layer.is_feedforward else layer.out_features
+    return kept
+
+
+def start_of(module: nn.Module) -> str:
+    """Return the SHA-256 of the matrices that PiSSA took out of the base weights."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for layer in lora_layers(module):
+        for name in (START_A, START_B):
+            digest.update(layer.get_buffer(name).cpu().numpy().data)
+    return digest.hexdigest()
+
+
 def is_pissa(module: nn.Module) -> bool:
     """Whether the module holds PiSSA matrices over base weights that lack them."""
     return any(START_A in dict(layer.named_buffers(recurse=False)) for layer in lora_layers(module))
@@ -313,6 +347,21 @@ def adapter_off(network: Network) -> Iterator[None]:
         network.module = module
         for parameter in module.parameters():
             parameter.requires_grad_(trainable[id(parameter)])
+
+
+@contextmanager
+def before_tuning(network: Model, load: Callable[[], Model]) -> Iterator[Model]:
+    """Yield a network as it was before tuning: the same with its adapter off, or else what `load` returns."""
+    if _has_adapter(network):
+        with adapter_off(network):
+            yield network
+    else:
+        yield load()
+
+
+def _has_adapter(network: Network) -> bool:
+    # Without an adapter peft, which takes seconds to import, was never needed.
+    return "peft" in sys.modules and isinstance(network.module, sys.modules["peft"].PeftModel)
 
 
 @contextmanager
@@ -352,10 +401,14 @@ def prompted(network: Network, batch: Batch) -> Tensor:
     Sequences of one length run together, without padding. The outputs of the prompt's own places are left out.
     """
     import torch
+    from transformers.utils import logging
 
     from finesmith.models.attention import layout_of
 
     outputs: list[Tensor] = []
+    # It warns that padding is not told from vectors; there is none.
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     for first, count, length in layout_of(batch.lengths).groups:
         span = slice(first, first + count * length)
         inputs = {"input_ids": batch.tokens[span].view(count, length)}
@@ -364,41 +417,8 @@ def prompted(network: Network, batch: Batch) -> Tensor:
             inputs["token_type_ids"] = batch.segments[span].view(count, length)
         found: Tensor = network.module(**inputs).logits
         outputs.append(found if found.dim() == 2 else found[:, -length:].flatten(0, 1))
+    logging.set_verbosity(verbosity)
     return torch.cat(outputs)
-
-
-def quantised(bits: Literal[4, 8], *, device: str, dtype: torch.dtype) -> dict[str, Any]:
-    """Return the arguments to from_pretrained that load a base model quantised, for LoRA on top of it.
-
-    4: normal floats with doubly quantised constants (QLoRA, Dettmers et al. 2023, arXiv:2305.14314); 8: LLM.int8().
-    `dtype` is what products are computed in. The model comes onto `device` by loading and must not be moved. Raises
-    ModelError without a CUDA device, or without bitsandbytes.
-    """
-    import torch
-
-    if not device.startswith("cuda") or not torch.cuda.is_available():
-        raise ModelError(
-            f"method.quantise is {bits}, which needs an NVIDIA GPU, but the device is {device}; "
-            "remove method.quantise, or run where there is one"
-        )
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError(
-            f"method.quantise is {bits}, which needs bitsandbytes; run `pip install bitsandbytes` or remove the setting"
-        )
-    from transformers import BitsAndBytesConfig
-
-    left = list(NEVER_QUANTISED)
-    if bits == 4:
-        config = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=left,
-        )
-    else:
-        config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=left)  # type: ignore[no-untyped-call]
-    return {"quantization_config": config, "device_map": {"": device}, "dtype": dtype}
 
 
 def _brief(options: Mapping[str, Any]) -> str:

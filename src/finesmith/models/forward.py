@@ -31,7 +31,8 @@ class Network:
     module: what is trained and saved (a peft wrapper or the classifier itself); classifier: the transformers model
     inside; ragged: whether it runs without padding, and `why` in one sentence; fresh: the tensors with random first
     values, by their names in the classifier; grouped: whether a model that is not ragged runs one length at a time,
-    because padding would change what it answers; source: the base model, where finesmith's own modules run it.
+    because padding would change what it answers; source: the base model, where finesmith's own modules run it;
+    prompt: how many tuned vectors stand before every text.
     """
 
     module: nn.Module
@@ -43,6 +44,7 @@ class Network:
     fresh: tuple[str, ...] = ()
     grouped: bool = False
     source: Base | None = None
+    prompt: int = 0
 
     @property
     def device(self) -> torch.device:
@@ -106,6 +108,10 @@ DECODERS = frozenset(name for name, readout in READOUTS.items() if readout is _l
 def logits(network: Network, batch: Batch) -> Tensor:
     """Return the head's outputs, [B, C], in the order of the batch."""
     model = network.classifier
+    if network.prompt:
+        from finesmith.models.adapter_kinds import prompted
+
+        return prompted(network, batch)
     if network.ragged:
         layout, readout = layout_of(batch.lengths), READOUTS[model.config.model_type]
         if model.config.model_type in BERT_LAYERS and not model.config.is_decoder:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Strategy = Literal["greedy", "sample", "beam"]
 Finished = Literal["stop_token", "stop_string", "length", "context"]
 OnToken = Callable[[int, int], None]
+OnDone = Callable[[int], None]
 
 DEFAULT_BEAMS = 4
 DEFAULT_BATCH_TOKENS = 16_384
@@ -96,6 +97,7 @@ def generate(
     ids: Sequence[int] | None = None,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     on_token: OnToken | None = None,
+    on_done: OnDone | None = None,
     where: Sequence[str] | None = None,
 ) -> list[Generated]:
     """Continue every prompt; the results are in the order of the prompts.
@@ -107,7 +109,8 @@ def generate(
     ids: what each prompt's random numbers hang on besides the seed and the position, default its place in the list.
     batch_tokens: how many tokens, prompts and room for new ones, beams and padding included, are held at once; a
     single prompt may hold more. on_token(index, token) is called for every new token but stop tokens, in order for
-    each prompt; with beams when a prompt is done. where: the prompts' names in messages.
+    each prompt; with beams when a prompt is done. on_done(index) is called when a prompt is. where: the prompts' names
+    in messages.
 
     Tokens do not depend on batch_tokens, nor on the order of prompts with their ids, for weights in float32 or
     float64 and products in their full precision; log-probabilities differ by rounding. In bfloat16 and float16 near
@@ -129,12 +132,18 @@ def generate(
     _check_stop_tokens(stops, runner.vocabulary)
     jobs = _jobs(runner, prompts, decoding, ids, where)
     results: list[Generated | None] = [None] * len(jobs)
+
+    def keep(index: int, result: Generated) -> None:
+        results[index] = result
+        if on_done is not None:
+            on_done(index)
+
     with runner.ready():
         for batch in batches(jobs, batch_tokens, runner.pads, decoding.beams):
             if decoding.strategy == "beam":
-                _search(runner, batch, decoding, stops, on_token, results)
+                _search(runner, batch, decoding, stops, on_token, keep)
             else:
-                _walk(runner, batch, decoding, stops, on_token, results)
+                _walk(runner, batch, decoding, stops, on_token, keep)
     return [result for result in results if result is not None]
 
 
@@ -159,7 +168,7 @@ def _walk(
     decoding: Decoding,
     stops: Stops,
     on_token: OnToken | None,
-    results: list[Generated | None],
+    keep: Callable[[int, Generated], None],
 ) -> None:
     """Grow every job of a batch token by token, greedily or by sampling."""
     import torch
@@ -178,9 +187,8 @@ def _walk(
             if finished is None:
                 going.append(row)
             else:
-                results[job.index] = Generated(
-                    tuple(job.new), stops.text(job.new), finished, sum(job.logs), min(job.logs)
-                )
+                text = stops.text(job.new)
+                keep(job.index, Generated(tuple(job.new), text, finished, sum(job.logs), min(job.logs)))
         if not going:
             return
         if len(going) < len(jobs):
@@ -252,7 +260,7 @@ def _search(
     decoding: Decoding,
     stops: Stops,
     on_token: OnToken | None,
-    results: list[Generated | None],
+    keep: Callable[[int, Generated], None],
 ) -> None:
     """Search with beams for every job of a batch."""
 
@@ -263,7 +271,7 @@ def _search(
         if on_token is not None:
             for token in tokens:
                 on_token(job.index, token)
-        results[job.index] = Generated(tokens, stops.text(tokens), finished, sum(best.logs), min(best.logs))
+        keep(job.index, Generated(tokens, stops.text(tokens), finished, sum(best.logs), min(best.logs)))
 
     search(
         runner,

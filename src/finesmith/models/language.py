@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from finesmith.errors import ModelError
 from finesmith.models.attention import RAGGED, register
+from finesmith.models.encoder import Encoder, pooling_of, vectors
 from finesmith.models.forward import Network
 from finesmith.models.load import (
     Base,
@@ -18,7 +19,7 @@ from finesmith.models.load import (
     pad_id_of,
     set_dropout,
 )
-from finesmith.models.probe import NO_PADDING, _tolerance, probe_batch
+from finesmith.models.probe import NO_PADDING, _tolerance, choose_attention, probe_batch
 from finesmith.models.token_heads import HEADS, Kind, TokenNetwork
 from finesmith.models.token_loss import token_logits
 
@@ -29,12 +30,13 @@ if TYPE_CHECKING:
     from finesmith.types import Batch
 
 Attention = Literal["auto", "ragged", "padded"]
-Loaded = Literal["causal", "masked", "token", "seq2seq"]
+Loaded = Literal["causal", "masked", "token", "seq2seq", "encoder"]
 WORDS: dict[Loaded, str] = {
     "causal": "next-token prediction",
     "masked": "masked-word prediction",
     "token": "token classification",
     "seq2seq": "text-to-text tuning",
+    "encoder": "embeddings",
 }
 REFUSALS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)
 
@@ -95,6 +97,37 @@ def load_seq2seq(
     return Network(model, model, tokenizer, False, why, pad_id_of(tokenizer), fresh=fresh), report
 
 
+def load_encoder(
+    base: Base,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    pooling: Literal["auto", "mean", "cls", "last"] = "auto",
+    seed: int,
+    dropout: float | None = None,
+    attention: Attention = "auto",
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+) -> tuple[Encoder, LoadReport]:
+    """Load a base model without a head, to make one vector of each text.
+
+    `pooling` "auto" is what the base model declares, else the last token of a decoder and the mean of an encoder.
+    Raises ModelError when the model cannot be loaded or cannot do this.
+    """
+    config = load_config(base)
+    if config.is_encoder_decoder:
+        raise ModelError(f"{base.name} is an encoder-decoder ({config.model_type}); embeddings need one of the two")
+    model, report = _load(base, config, tokenizer, "encoder", seed=seed, dropout=dropout, dtype=dtype, device=device)
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        # Nothing is padded here; other programs that load the saved encoder pad.
+        tokenizer.pad_token = tokenizer.eos_token
+    network = Encoder(
+        model, model, tokenizer, False, "", pad_id_of(tokenizer), fresh=report.missing + report.new,
+        pooling=pooling_of(pooling, base, model.config.model_type),
+    )  # fmt: skip
+    choose_attention(network, attention, vectors)
+    return network, report
+
+
 def _load(
     base: Base,
     config: PreTrainedConfig,
@@ -124,6 +157,7 @@ def _load(
 
 def _from_pretrained(base: Base, config: PreTrainedConfig, dtype: torch.dtype, kind: Loaded) -> tuple[Any, Any]:
     from transformers import (
+        AutoModel,
         AutoModelForCausalLM,
         AutoModelForMaskedLM,
         AutoModelForSeq2SeqLM,
@@ -136,6 +170,7 @@ def _from_pretrained(base: Base, config: PreTrainedConfig, dtype: torch.dtype, k
         "masked": AutoModelForMaskedLM,
         "token": AutoModelForTokenClassification,
         "seq2seq": AutoModelForSeq2SeqLM,
+        "encoder": AutoModel,
     }
     if type(config) not in autos[kind]._model_mapping:
         raise ModelError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,10 @@ class Base:
     pooling: str | None
 
 
+# Far more than the hub allows.
+LONGEST_ID = 200
+
+
 @dataclass(frozen=True, slots=True)
 class LoadReport:
     """What happened at loading, for the report: every tensor that is missing, unexpected or new is named."""
@@ -78,17 +83,19 @@ def find(base: str, revision: str | None = None) -> Base:
     if base == DEFAULT:
         return _bundled()
     folder = Path(base).expanduser()
-    if folder.is_dir():
+    # What is no possible name is no folder either, where Path would raise.
+    if os.path.isdir(folder):  # noqa: PTH112
         if revision is not None:
             raise ModelError(
                 f"model.revision is {revision!r}, but model.base {base!r} is a folder, which has no revisions; "
                 "leave model.revision out, or name a hub id"
             )
         return _local(folder)
-    if folder.is_file() or base.startswith((".", "/", "~")) or base.count("/") > 1:
+    known = not base.startswith((".", "/", "~")) and base.count("/") < 2 and len(base) <= LONGEST_ID
+    if os.path.isfile(folder) or not known:  # noqa: PTH113
         raise ModelError(
-            f"model.base is {base!r}, which is not a folder; expected a folder with config.json and model.safetensors, "
-            "a hub id such as distilbert/distilbert-base-uncased, or 'default'"
+            f"model.base is {base[:200]!r}, which is not a folder; expected a folder with config.json and "
+            "model.safetensors, a hub id such as distilbert/distilbert-base-uncased, or 'default'"
         )
     return Base(base, base, revision, None, None)
 
@@ -153,8 +160,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a base model.
+def load_tokenizer(base: Base, *, template: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a base model; with `template` it keeps the chat template that came with it.
 
     Raises ModelError where there is none or it cannot be read.
     """
@@ -170,9 +177,10 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
         if type(error).__name__ != "PanicException":
             raise
         raise ModelError(_cannot_load(base, "tokenizer", ValueError(str(error)))) from error
-    # Neither is used here, and neither goes into the tuned model: code of its own, and templates that are programs.
+    # Code of its own is never used; templates are programs, and go into the tuned model only where they are used.
     tokenizer.init_kwargs.pop("auto_map", None)
-    tokenizer.chat_template = None
+    if not template:
+        tokenizer.chat_template = None
     # Without files transformers makes a tokenizer of special tokens alone, to which all text is unknown.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise ModelError(_cannot_load(base, "tokenizer", ValueError("no vocabulary was found")))
@@ -283,7 +291,8 @@ def _cannot_load(base: Base, what: str, error: Exception) -> str:
 
 def _report(model: Any, info: Mapping[str, Any], base: Base) -> LoadReport:
     """Sort what transformers tells; a head made for another number of labels is new, a body of another size refused."""
-    body = f"{model.base_model_prefix}."
+    # An encoder without a head is all body, and its tensors have no prefix.
+    body = "" if model.base_model is model else f"{model.base_model_prefix}."
     shapes = {str(name): (tuple(found), tuple(wanted)) for name, found, wanted in info["mismatched_keys"]}
     for name, (found, wanted) in sorted(shapes.items()):
         if name.startswith(body):

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import ModelError
-from finesmith.models.adapter_files import load_adapter, purpose_of, saved_tensors, screen_any_adapter
+from finesmith.models.adapter_files import (
+    load_adapter,
+    purpose_of,
+    require_base,
+    saved_tensors,
+    screen_any_adapter,
+)
 from finesmith.models.attention import layout_of
 from finesmith.models.load import Base, find, load_config, load_tokenizer
-from finesmith.models.screen import screen_tokenizer
+from finesmith.models.screen import SMALL_JSON, screen_tokenizer
 from finesmith.run import whole_folder
 
 if TYPE_CHECKING:
@@ -28,6 +35,10 @@ TOKENIZER_FILES = (
     "added_tokens.json", "chat_template.jinja", "merges.txt", "sentencepiece.bpe.model", "special_tokens_map.json",
     "spiece.model", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt",
 )  # fmt: skip
+# How a model is to be generated from, where a task settled that.
+SETTINGS = "generation_config.json"
+# How sentence-transformers puts a model together, beside the folders that the first of these names.
+LAYOUT, LAYOUT_FILES = "modules.json", ("config_sentence_transformers.json", "sentence_bert_config.json")
 PREFIX = "base_model.model."
 
 
@@ -38,11 +49,12 @@ class MergeReport:
     gap: the largest difference between the outputs of the merged model, loaded anew in `dtype`, and those of adapter on
     base, as a share of the largest output (of 1 at least); tolerance: what was allowed; moved: the same measure between
     adapter on base and base alone, which shows that the comparison could have failed. tied: whether input and output
-    embeddings are one tensor.
+    embeddings are one tensor; loads_with: the class of transformers that loads it.
     """
 
     folder: Path
     architecture: str
+    loads_with: str
     kind: str
     dtype: str
     sequences: int
@@ -62,13 +74,17 @@ def merge(
     dtype: torch.dtype,
     device: str = "cpu",
     revision: str | None = None,
+    base_sha256: str | None = None,
+    complete: Callable[[Path, MergeReport], None] = lambda *_: None,
 ) -> MergeReport:
     """Write base and adapter as one model that transformers alone loads; return the proof that they are equal.
 
     The sum is made in float32 (float64 where `dtype` is) and then rounded to `dtype`. What was written is loaded again
     and must hold those very tensors and, on the tokens of `batches`, give the outputs of adapter on base. The folder
-    appears whole or not at all, with the tokenizer of the adapter's folder. Raises ModelError when the output folder
-    exists, when the adapter cannot be merged (prompt tuning), does not fit the base, or when outputs differ.
+    appears whole or not at all, with the tokenizer of the adapter's folder, the layout of sentence-transformers where
+    that folder has one, and what `complete` puts into it. `base_sha256` is the hash that the base's weights must have.
+    Raises ModelError when the output folder exists, when the adapter cannot be merged (prompt tuning), does not fit the
+    base, or when outputs differ.
     """
     import torch
 
@@ -80,11 +96,15 @@ def merge(
     if kind == "PROMPT_TUNING":
         raise ModelError(
             f"{adapter_folder} holds a tuned prompt, vectors put before every text, which no plain model can hold; "
-            "use the adapter as it is, or tune with method.adapter=lora"
+            "use the adapter as it is, or tune with method.name=lora"
         )
     purpose, found = purpose_of(adapter_folder), find(base, revision)
+    require_base(found, base_sha256, adapter_folder)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     model, absent = _load(found, purpose, _config(found, adapter_folder), wide)
+    if purpose == "embedding":
+        # Vectors are made of the last hidden states, which no pooler has seen.
+        absent = {name for name in absent if not name.startswith("pooler.")}
     _refuse_unknown(model, absent, adapter_folder, found.name)
     wrapped = load_adapter(model.to(device), adapter_folder).eval()
     together = _outputs(wrapped, batches)
@@ -97,25 +117,29 @@ def merge(
         with whole_folder(out_folder) as beside:
             merged.save_pretrained(beside)
             _copy_tokenizer(adapter_folder, found, beside)
+            _copy_layout(adapter_folder, beside)
             again = _same_tensors(merged, beside, purpose, dtype).to(device)
             gap = _gap(_outputs(again, batches), together)
             _refuse_gap(gap, _tolerance(dtype), "loaded from its folder")
+            report = MergeReport(
+                folder=out_folder,
+                architecture=type(again).__name__,
+                loads_with=_auto_class(purpose).__name__,
+                kind=kind.lower(),
+                dtype=str(dtype).removeprefix("torch."),
+                sequences=sum(len(batch.lengths) for batch in batches),
+                tokens=sum(len(batch.tokens) for batch in batches),
+                gap=gap,
+                tolerance=_tolerance(dtype),
+                moved=moved,
+                tied=_is_tied(again),
+            )
+            complete(beside, report)
     except OSError as error:
         raise ModelError(
             f"cannot write {out_folder}: {error.strerror or error}; free some space or mend its permissions"
         ) from error
-    return MergeReport(
-        folder=out_folder,
-        architecture=type(again).__name__,
-        kind=kind.lower(),
-        dtype=str(dtype).removeprefix("torch."),
-        sequences=sum(len(batch.lengths) for batch in batches),
-        tokens=sum(len(batch.tokens) for batch in batches),
-        gap=gap,
-        tolerance=_tolerance(dtype),
-        moved=moved,
-        tied=_is_tied(again),
-    )
+    return report
 
 
 def _auto_class(purpose: Purpose) -> Any:
@@ -287,10 +311,32 @@ def _same_tensors(merged: Any, folder: Path, purpose: Purpose, dtype: torch.dtyp
 
 
 def _copy_tokenizer(adapter_folder: Path, base: Base, folder: Path) -> None:
-    """Copy the adapter's tokenizer, which knows the words added; without one, the base model's."""
+    """Copy the adapter's tokenizer, which knows the words added, and settings; without one, the base's tokenizer."""
     screen_tokenizer(adapter_folder)
     found = [adapter_folder / name for name in TOKENIZER_FILES if (adapter_folder / name).is_file()]
-    for file in found:
+    settings = [adapter_folder / SETTINGS] if (adapter_folder / SETTINGS).is_file() else []
+    for file in (*found, *settings):
         shutil.copyfile(file, folder / file.name)
     if not found:
         load_tokenizer(base).save_pretrained(folder)
+
+
+def _copy_layout(adapter_folder: Path, folder: Path) -> None:
+    """Copy how sentence-transformers puts the model together, where the adapter's folder says so.
+
+    Raises ModelError where that leads out of the folder.
+    """
+    path = adapter_folder / LAYOUT
+    if not path.is_file():
+        return
+    try:
+        parts = [str(each["path"]) for each in json.loads(path.read_text("utf-8")[:SMALL_JSON])]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{path} is no list of modules ({str(error)[:80]}); get it from its source again") from None
+    for name in (part for part in parts if part):
+        if Path(name).name != name or not (adapter_folder / name).is_dir():
+            raise ModelError(f"{path} names {name[:80]!r}, which is no folder beside it; get it from its source again")
+        shutil.copytree(adapter_folder / name, folder / name)
+    for file in (LAYOUT, *LAYOUT_FILES):
+        if (adapter_folder / file).is_file():
+            shutil.copyfile(adapter_folder / file, folder / file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from finesmith.errors import ModelError
@@ -16,27 +17,31 @@ if TYPE_CHECKING:
 NO_PADDING = "; sequences of one length go together, because padding would change its outputs"
 
 
-def choose_attention(network: Network, wanted: Literal["auto", "ragged", "padded"]) -> None:
-    """Switch a network to ragged attention where that is wanted and agrees with padded attention.
+def choose_attention(
+    network: Network,
+    wanted: Literal["auto", "ragged", "padded"],
+    answer: Callable[[Network, Batch], torch.Tensor] = logits,
+) -> None:
+    """Switch a network to ragged attention where that is wanted and its `answer` agrees with the padded one.
 
     Raises ModelError when "ragged" was asked for and is not possible.
     """
     kind = network.classifier.config.model_type
     if wanted == "padded":
-        network.grouped = _minds_padding(network)
+        network.grouped = _minds_padding(network, answer)
         network.why = "padded, as the recipe asks" + (NO_PADDING if network.grouped else "")
         return
-    problem = "its family has no ragged form here" if kind not in READOUTS else _probe(network)
+    problem = "its family has no ragged form here" if kind not in READOUTS else _probe(network, answer)
     if problem is None:
         network.why = f"ragged: {kind} gives the same outputs with and without padding (probed on this model)"
         return
     if wanted == "ragged":
         raise ModelError(f"model.attention is ragged, but {kind} cannot run so: {problem}; use auto or padded")
-    network.grouped = _minds_padding(network)
+    network.grouped = _minds_padding(network, answer)
     network.why = f"padded: {kind} cannot run ragged ({problem})" + (NO_PADDING if network.grouped else "")
 
 
-def _probe(network: Network) -> str | None:
+def _probe(network: Network, answer: Callable[[Network, Batch], torch.Tensor]) -> str | None:
     """Compare ragged with padded outputs on three short sequences; return what is wrong, or None."""
     import torch
 
@@ -46,11 +51,11 @@ def _probe(network: Network) -> str | None:
     model.eval()  # type: ignore[no-untyped-call]
     try:
         with torch.no_grad():
-            expected = logits(network, batch)
+            expected = answer(network, batch)
             register()
             model.set_attn_implementation(RAGGED)
             network.ragged = True
-            found = logits(network, batch)
+            found = answer(network, batch)
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
         problem: str | None = f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
     else:
@@ -72,7 +77,7 @@ def _tolerance(expected: torch.Tensor) -> float:
     return {torch.float64: 1e-9, torch.float32: 1e-4}.get(expected.dtype, 5e-2) * scale
 
 
-def _minds_padding(network: Network) -> bool:
+def _minds_padding(network: Network, answer: Callable[[Network, Batch], torch.Tensor]) -> bool:
     """Whether a padded batch and its sequences one by one give different outputs."""
     import torch
 
@@ -81,9 +86,9 @@ def _minds_padding(network: Network) -> bool:
     model.eval()  # type: ignore[no-untyped-call]
     try:
         with torch.no_grad():
-            together = logits(network, batch)
+            together = answer(network, batch)
             network.grouped = True
-            alone = logits(network, batch)
+            alone = answer(network, batch)
     finally:
         network.grouped = False
         model.train(training)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finesmith.errors import ModelError
+from finesmith.models.adapter_files import require_base, wear
 from finesmith.models.load import Base, Problem, find, load_classifier, load_tokenizer
-from finesmith.models.screen import screen_adapter, screen_tokenizer
+from finesmith.models.screen import screen_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -25,18 +25,22 @@ def reload_network(
     labels: tuple[str, ...] | None,
     device: str,
     revision: str | None = None,
+    base_sha256: str | None = None,
 ) -> Network:
     """Load the network of a saved model; `adapter_on` names the base model under an adapter, None for a whole model.
 
-    `revision` is that of the base model. Raises ModelError when folder or base model is missing or does not fit.
+    `revision` is that of the base model, `base_sha256` the hash that its weights must have. Raises ModelError when
+    folder or base model is missing or does not fit.
     """
     own = find(str(folder)) if adapter_on is None else find(adapter_on, revision)
+    if adapter_on is not None:
+        require_base(own, base_sha256, folder)
     tokenizer = load_tokenizer(find_tokenizer(folder))
     network, report = load_classifier(
         own, tokenizer, outputs=outputs, problem=problem, labels=labels, seed=0, device=device
     )
     if adapter_on is not None:
-        network.module = _with_adapter(network.classifier, folder)
+        wear(network, folder)
     else:
         # A linear head on features lies in a folder of its own; any other head is among the weights.
         lacking = report.missing if (folder / "2_Dense").is_dir() else report.missing + report.new
@@ -44,26 +48,6 @@ def reload_network(
             raise ModelError(f"{folder} lacks the weights {', '.join(lacking[:3])}; the folder is damaged")
     network.module.eval()
     return network
-
-
-def _with_adapter(classifier: Any, folder: Path) -> Any:
-    """Return the classifier with the adapter in `folder`.
-
-    Raises ModelError when it cannot be loaded whole.
-    """
-    from peft import PeftModel
-
-    screen_adapter(folder)
-    try:
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            wrapped = PeftModel.from_pretrained(classifier, str(folder))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"the adapter in {folder} cannot be loaded: {str(error)[:300]}") from error
-    doubts = [str(w.message).splitlines()[0] for w in told if issubclass(w.category, UserWarning)]
-    if doubts:
-        raise ModelError(f"the adapter in {folder} cannot be loaded whole: {doubts[0][:300]}")
-    return wrapped
 
 
 def find_tokenizer(folder: Path) -> Base:

@@ -9,22 +9,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from finesmith.models.encoder import Encoder
     from finesmith.models.forward import Network, Pooling
 
 
 def save_classifier(network: Network, folder: Path) -> None:
-    """Save the trained module (a whole model, or an adapter in peft's form) and its tokenizer."""
+    """Save a trained model whole, and its tokenizer."""
     from finesmith.models.native import as_transformers
 
     folder.mkdir(parents=True, exist_ok=True)
     as_transformers(network)
     with standard_attention(network):
-        network.module.save_pretrained(folder)  # type: ignore[operator]
-        if network.module is not network.classifier:
-            network.classifier.config.save_pretrained(folder)
+        network.classifier.save_pretrained(folder)
     network.tokenizer.save_pretrained(folder)
-    # peft writes a README of its own; the model card takes its place.
-    (folder / "README.md").unlink(missing_ok=True)
 
 
 class standard_attention:  # noqa: N801 - reads as a verb at its place of use
@@ -54,16 +51,8 @@ def save_features(
     """
     from safetensors.torch import save_file
 
-    from finesmith.models.native import as_transformers
-
-    folder.mkdir(parents=True, exist_ok=True)
-    as_transformers(network)
-    with standard_attention(network):
-        network.classifier.base_model.save_pretrained(folder)  # type: ignore[operator]
-    network.tokenizer.save_pretrained(folder)
-    dense, pool = folder / "2_Dense", folder / "1_Pooling"
-    dense.mkdir(exist_ok=True)
-    pool.mkdir(exist_ok=True)
+    dense = folder / "2_Dense"
+    dense.mkdir(parents=True, exist_ok=True)
     outputs, width = weight.shape
     save_file(
         {"linear.weight": weight.float().contiguous(), "linear.bias": bias.float().contiguous()},
@@ -78,10 +67,45 @@ def save_features(
             "activation_function": "torch.nn.modules.linear.Identity",
         },
     )
+    _save_body(network, folder)
+    _write_chain(folder, pooling, width, max_length, "Dense")
+
+
+def save_encoder(network: Encoder, folder: Path, *, max_length: int) -> None:
+    """Save an encoder in the form of sentence-transformers: Transformer -> Pooling -> Normalize.
+
+    `AutoModel.from_pretrained` loads the encoder alone.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_body(network, folder)
+    width = network.classifier.config.get_text_config().hidden_size
+    write_encoder_chain(folder, network.pooling, width, max_length)
+
+
+def write_encoder_chain(folder: Path, pooling: Pooling, width: int, max_length: int) -> None:
+    """Write beside an encoder's weights that its states are pooled and normalised."""
+    (folder / "2_Normalize").mkdir(exist_ok=True)
+    _write(folder / "2_Normalize" / "config.json", {})
+    _write_chain(folder, pooling, width, max_length, "Normalize")
+
+
+def _save_body(network: Network, folder: Path) -> None:
+    from finesmith.models.native import as_transformers
+
+    as_transformers(network)
+    with standard_attention(network):
+        network.classifier.base_model.save_pretrained(folder)  # type: ignore[operator]
+    network.tokenizer.save_pretrained(folder)
+
+
+def _write_chain(folder: Path, pooling: Pooling, width: int, max_length: int, last: str) -> None:
+    """Write how the states of a body are pooled, and the chain that ends in module `last`."""
+    pool = folder / "1_Pooling"
+    pool.mkdir(exist_ok=True)
     modes = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "last": "pooling_mode_lasttoken"}
     _write(pool / "config.json", {"word_embedding_dimension": width, **{k: m == pooling for m, k in modes.items()}})
     _write(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
-    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense")]
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), (f"2_{last}", last)]
     _write(
         folder / "modules.json",
         [

@@ -30,7 +30,7 @@ def token_loss(network: TokenNetwork, batch: Batch, *, chunk: int | None = None)
     from finesmith.models.cross_entropy import summed
 
     places, targets = _targets(batch)
-    if not network.split:
+    if not network.split or network.prompt:
         logits = _whole(network, batch)[places]
         return cross_entropy(logits, targets, reduction="sum"), len(places)
     head = head_of(network)
@@ -45,7 +45,7 @@ def token_log_probabilities(network: TokenNetwork, batch: Batch, *, chunk: int |
     from finesmith.models.cross_entropy import log_probabilities
 
     places, targets = _targets(batch)
-    if not network.split:
+    if not network.split or network.prompt:
         return -cross_entropy(_whole(network, batch)[places], targets, reduction="none")
     head = head_of(network)
     hidden = head.before(network.classifier, token_states(network, batch, places))
@@ -55,7 +55,7 @@ def token_log_probabilities(network: TokenNetwork, batch: Batch, *, chunk: int |
 def token_logits(network: TokenNetwork, batch: Batch) -> Tensor:
     """Return the logits of each supervised token, [S, V] or [S, C]; of every token where the batch has no targets."""
     places = supervised(batch)
-    if not network.split:
+    if not network.split or network.prompt:
         return _whole(network, batch)[places]
     head = head_of(network)
     logits: Tensor = head.linear(head.before(network.classifier, token_states(network, batch, places)))
@@ -130,6 +130,10 @@ def _whole(network: TokenNetwork, batch: Batch) -> Tensor:
     """Return the logits of every token as the model's own forward gives them, padded, [T, V]."""
     import torch
 
+    if network.prompt:
+        from finesmith.models.adapter_kinds import prompted
+
+        return prompted(network, batch)
     model: Any = network.classifier
     options = {"use_cache": False} if network.kind == "causal" else {}
     logits = []

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from finesmith.recipe.language import BASELINES, LANGUAGE, METHODS, READ_BY, UNREAD
+from finesmith.recipe.language import (
+    ADAPTERS,
+    BASELINES,
+    LANGUAGE,
+    LORA_KINDS,
+    PREFERENCE_LOSSES,
+    READ_BY,
+    UNREAD,
+    methods_of,
+)
 from finesmith.recipe.scalars import show
 from finesmith.recipe.schema import USUAL_BASELINES, Data, Recipe
 
@@ -55,10 +64,22 @@ _OF_STEPS = (
 _IDLE = (
     *(_Idle(key, "method.name", _method("features"), "set method.name: full") for key in _OF_STEPS),
     _Idle("train.focal_gamma", "train.loss", lambda r: r.train.loss != "focal", "set train.loss: focal"),
-    _Idle("method.lora", "method.name", lambda r: r.method.name != "lora", "set method.name: lora"),
-    _Idle("method.layer_decay", "method.name", _method("features"), "set method.name: full"),
-    _Idle("method.freeze_layers", "method.name", _method("features", "lora"), "set method.name: full"),
-    _Idle("method.pooling", "method.name", lambda r: r.method.name != "features", "set method.name: features"),
+    _Idle("method.lora", "method.name", lambda r: r.method.name not in LORA_KINDS, "set method.name: lora"),
+    _Idle("method.prompt_tokens", "method.name", lambda r: r.method.name != "prompt", "set method.name: prompt"),
+    _Idle("method.layer_decay", "method.name", _method("features", "prompt"), "set method.name: full"),
+    _Idle("data.weights", "method.name", _method("features"), "set method.name: full"),
+    _Idle("method.freeze_layers", "method.name", _method("features", *ADAPTERS), "set method.name: full"),
+    _Idle("model.attention", "method.name", _method("prompt"), "set method.name: lora"),
+    _Idle(
+        "method.pooling",
+        "method.name",
+        lambda r: r.method.name != "features" and r.task != "embeddings",
+        "set method.name: features",
+    ),
+    _Idle("contrast.margin", "contrast.loss", lambda r: r.contrast.loss != "triplet", "set contrast.loss: triplet"),
+    _Idle(
+        "contrast.temperature", "contrast.loss", lambda r: r.contrast.loss == "triplet", "set contrast.loss: ranking"
+    ),
     _Idle("model.revision", "model.base", lambda r: r.model.base == "default", "set model.base to a hub id"),
     _Idle(
         "guards.patience",
@@ -85,12 +106,39 @@ _IDLE = (
     _Idle(
         "data.test_fraction", "data.test", lambda r: r.data.test is not None, "split rows off by leaving data.test out"
     ),
+    *(
+        _Idle(
+            f"generation.{key}",
+            "generation.strategy",
+            lambda r, kind=kind: r.generation.strategy != kind,  # type: ignore[misc]
+            f"set generation.strategy: {kind}",
+        )
+        for key, kind in (("temperature", "sample"), ("top_k", "sample"), ("top_p", "sample"), ("beams", "beam"))
+    ),
+    _Idle(
+        "evaluate.shots",
+        "evaluate.baselines",
+        lambda r: tuple(r.evaluate.baselines) != USUAL_BASELINES and "few_shot" not in r.evaluate.baselines,
+        "add few_shot to evaluate.baselines",
+    ),
+    *(
+        _Idle(
+            f"preference.{key}",
+            "train.loss",
+            lambda r, key=key: key not in PREFERENCE_LOSSES.get(r.train.loss, (key,)),  # type: ignore[misc]
+            "set train.loss: " + next(loss for loss, read in PREFERENCE_LOSSES.items() if key in read),
+        )
+        for key in dict.fromkeys(key for read in PREFERENCE_LOSSES.values() for key in read)
+    ),
     *(_Idle(key, "task", _task(task), "set another task") for task, unread in UNREAD.items() for key in unread),
 )
 
+# Two sentences of each of two labels.
+FEWEST_IN_BATCH = 4
+
 _ALL = (*_IDLE, *(_Idle(key, "task", _not_task(*tasks), f"set task: {tasks[0]}") for key, tasks in READ_BY.items()))
 
-_COLUMNS = ("text", "text_pair", "label", "group", "split")
+_COLUMNS = ("text", "text_pair", "negative", "label", "group", "split", "messages", "prompt", "completion")
 
 
 def conflicts(recipe: Recipe) -> Iterator[Conflict]:
@@ -130,13 +178,21 @@ def _task_conflicts(recipe: Recipe) -> Iterator[Conflict]:
             ("evaluate.baselines", "task"),
             f"evaluate.baselines names {odd[0]}, which task {recipe.task} does not have; choose of {', '.join(known)}",
         )
+    loss, prefers = recipe.train.loss, recipe.task == "preferences"
+    if loss != "cross_entropy" and prefers != (loss in PREFERENCE_LOSSES):
+        fitting = ", ".join(PREFERENCE_LOSSES) if prefers else "cross_entropy or focal"
+        yield Conflict(
+            ("train.loss", "task"), f"train.loss is {loss}, which task {recipe.task} does not have; use {fitting}"
+        )
     if recipe.task not in LANGUAGE:
         return
-    if recipe.method.name not in METHODS:
+    if recipe.method.name not in (methods := methods_of(recipe.task)):
         yield Conflict(
             ("method.name", "task"),
-            f"method.name is {recipe.method.name}, which task {recipe.task} does not have; use {' or '.join(METHODS)}",
+            f"method.name is {recipe.method.name}, which task {recipe.task} does not have; use {' or '.join(methods)}",
         )
+    if recipe.task == "embeddings":
+        yield from _embedding_conflicts(recipe)
     for name, action in recipe.data.audit:
         if action == "fix":
             yield Conflict(
@@ -145,7 +201,56 @@ def _task_conflicts(recipe: Recipe) -> Iterator[Conflict]:
             )
 
 
+def _embedding_conflicts(recipe: Recipe) -> Iterator[Conflict]:
+    """Yield what embeddings cannot be learnt with."""
+    if recipe.train.batch_size < FEWEST_IN_BATCH:
+        yield Conflict(
+            ("train.batch_size", "task"),
+            f"train.batch_size is {recipe.train.batch_size}, expected at least {FEWEST_IN_BATCH}: each row of a batch "
+            "is told from the others; a usual value is 32 to 256",
+        )
+    others = [name for name in ("text_pair", "negative") if dict(recipe.data)[name] is not None]
+    if recipe.data.label is not None and others:
+        yield Conflict(
+            ("data.label", f"data.{others[0]}"),
+            f"data.label is {show(recipe.data.label)} and data.{others[0]} names a column too, but texts are told "
+            "apart either by labels or by pairs; keep one of the two",
+        )
+
+
+def _weight_conflicts(data: Data) -> Iterator[Conflict]:
+    """Yield weights that do not fit to the sources."""
+    if data.weights is None:
+        return
+    sources = [data.train] if isinstance(data.train, str) else data.train
+    if len(sources) == 1:
+        yield Conflict(
+            ("data.weights", "data.train"),
+            f"data.weights is {show(data.weights)} but data.train names one source, so it would change nothing; name "
+            "several, or remove data.weights",
+        )
+    elif len(sources) != len(data.weights):
+        yield Conflict(
+            ("data.weights", "data.train"),
+            f"data.weights is {show(data.weights)} but data.train names {len(sources)} sources; expected one number "
+            "for each, in their order",
+        )
+
+
 def _data_conflicts(data: Data) -> Iterator[Conflict]:
+    if data.messages is not None and (data.prompt is not None or data.completion is not None):
+        yield Conflict(
+            ("data.messages", "data.prompt", "data.completion"),
+            f"data.messages is {show(data.messages)}, but data.prompt or data.completion is named too; a row holds "
+            "turns or a prompt and its answer: keep one of the two",
+        )
+    if (data.prompt is None) != (data.completion is None):
+        one, other = ("prompt", "completion") if data.completion is None else ("completion", "prompt")
+        yield Conflict(
+            (f"data.{one}", f"data.{other}"),
+            f"data.{one} is {show(data.prompt or data.completion)} but data.{other} is not named; name both",
+        )
+    yield from _weight_conflicts(data)
     for given, sources in (("validation", data.validation), ("test", data.test)):
         if sources is not None and data.split is not None:
             yield Conflict(

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, get_origin
 
+from finesmith.recipe.fields import Section
 from finesmith.recipe.scalars import clip
-from finesmith.recipe.schema import Recipe, Section
+from finesmith.recipe.schema import Recipe
 
 # Options of peft's LoraConfig that a text file can express; kept here because importing peft takes seconds. What
 # finesmith sets itself (task_type, inference_mode ...) and what needs an object in code (eva_config ...) is left out.
@@ -95,6 +96,9 @@ SECTION_KEY = {
     "guards": "guards.early_stopping",
     "evaluate": "evaluate.metric",
     "output": "output.dir",
+    "text": "data.text",
+    "generation": "generation.max_new_tokens",
+    "preference": "train.loss",
 }
 
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+# The methods that train an adapter on frozen weights, and those of them that are kinds of LoRA.
+LORA_KINDS = ("lora", "rslora", "dora", "pissa")
+ADAPTERS = (*LORA_KINDS, "ia3", "prompt")
 # By task, the baselines it knows, in the order in which they are run.
 BASELINES: Mapping[str, tuple[str, ...]] = {
     "token-classification": ("majority", "word_tag"),
     "causal-text": ("base", "ngram"),
     "masked-text": ("base", "unigram"),
+    "instruct": ("base", "few_shot", "nearest", "frequent"),
+    "preferences": ("base", "longer", "majority"),
+    "embeddings": ("base", "tfidf"),
 }
 LANGUAGE = frozenset(BASELINES)
 
@@ -24,11 +30,34 @@ _OF_ROWS = (
     "data.label", "data.audit.conflicting_labels", "data.audit.group_leakage", "data.audit.length",
     "data.audit.truncation",
 )  # fmt: skip
+# What is said of one text and its label.
+_OF_ANSWERS = (
+    "data.text", "data.label", "data.audit.group_leakage", "data.audit.length", "data.audit.truncation",
+)  # fmt: skip
+# Tasks whose answers are written texts, and those of them that read conversations.
+WRITTEN = ("instruct",)
+TALKS = ("instruct",)
+_OF_RELATED = (
+    "data.text_pair",
+    "data.audit.missing_labels",
+    "data.audit.imbalance",
+    "data.audit.small_classes",
+    "method.pooling",
+)
 # By task, the keys that it does not read.
 UNREAD: Mapping[str, tuple[str, ...]] = {
     "token-classification": _UNREAD,
     "causal-text": (*_UNREAD, *_OF_ROWS),
     "masked-text": (*_UNREAD, *_OF_ROWS),
+    "instruct": (*_UNREAD, *_OF_ANSWERS),
+    "preferences": (
+        *(key for key in _UNREAD if key not in ("data.audit.missing_labels", "train.loss")),
+        "data.text",
+        "data.label",
+        "data.audit.length",
+        "data.audit.truncation",
+    ),
+    "embeddings": (*(key for key in _UNREAD if key not in _OF_RELATED), "data.weights"),
 }
 # Keys that these tasks alone read.
 READ_BY: Mapping[str, tuple[str, ...]] = {
@@ -36,5 +65,35 @@ READ_BY: Mapping[str, tuple[str, ...]] = {
     "data.overlap": ("causal-text", "masked-text"),
     "mask.rate": ("masked-text",),
     "mask.whole_words": ("masked-text",),
+    **dict.fromkeys(("data.messages", "data.prompt", "data.completion"), TALKS),
+    "data.malformed": (*TALKS, "preferences"),
+    **dict.fromkeys(("text.template", "text.too_long"), (*WRITTEN, "preferences")),
+    **dict.fromkeys(("text.loss", "evaluate.shots", "evaluate.generated_rows"), WRITTEN),
+    **dict.fromkeys(
+        (f"preference.{key}" for key in ("beta", "smoothing", "odds_weight", "desirable_weight", "undesirable_weight")),
+        ("preferences",),
+    ),
+    **{
+        f"generation.{key}": WRITTEN
+        for key in ("strategy", "max_new_tokens", "temperature", "top_k", "top_p", "beams", "stop")
+    },
+    "data.negative": ("embeddings",),
+    "contrast.loss": ("embeddings",),
+    "contrast.temperature": ("embeddings",),
+    "contrast.margin": ("embeddings",),
+    "contrast.widths": ("embeddings",),
 }
-METHODS = ("full", "lora")
+# The losses of preferences, each with the numbers of the section preference that it reads.
+PREFERENCE_LOSSES: Mapping[str, tuple[str, ...]] = {
+    "dpo": ("beta", "smoothing"),
+    "ipo": ("beta",),
+    "orpo": ("odds_weight",),
+    "kto": ("beta", "desirable_weight", "undesirable_weight"),
+}
+# Tasks whose models peft can put a prompt before, and which let the network alone run them.
+PROMPTED = frozenset({"token-classification", "causal-text"})
+
+
+def methods_of(task: str) -> tuple[str, ...]:
+    """Return the methods by which a task that answers for every token can be tuned."""
+    return ("full", *(name for name in ADAPTERS if name != "prompt" or task in PROMPTED))

@@ -8,9 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from finesmith.recipe.scalars import column_name, number, truth, whole_number
+from finesmith.recipe.compared import Contrast, Preference
+from finesmith.recipe.fields import Bool, Column, Count, Float, Rate, Section, Share, Text, Whole, accepts
+from finesmith.recipe.scalars import number, truth, whole_number
+from finesmith.recipe.written import Generation, TextLayout
 
 
 def _known_encoding(value: str) -> str:
@@ -22,7 +25,11 @@ def _known_encoding(value: str) -> str:
 
 
 # A task is a file: its name is known from the folder, without importing it.
-_NO_TASKS = {"__init__", "protocol", "language", "documents", "losses", "contrastive", "preferences"}
+_NO_TASKS = {
+    "__init__", "protocol", "language", "corpus", "documents", "dialogues", "answers", "answer_rivals", "answer_scores",
+    "writing", "losses", "contrastive", "encoded_texts", "compared_answers", "preference_losses",
+    "preference_rivals",
+}  # fmt: skip
 _FILES_OF_TASKS = (Path(__file__).parent.parent / "tasks").glob("*.py")
 TASKS = ("auto", *sorted(f.stem.replace("_", "-") for f in _FILES_OF_TASKS if f.stem not in _NO_TASKS))
 
@@ -33,43 +40,22 @@ def _known_task(value: str) -> str:
     return value
 
 
-LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
-
-
-def _with_lora_defaults(value: Any) -> Any:
-    return {**LORA_DEFAULTS, **value} if isinstance(value, dict) else value
-
-
-def _accepts(words: str) -> dict[str, Any]:
-    return {"accepts": words}
-
-
-Bool = Annotated[bool, BeforeValidator(truth)]
-Whole = Annotated[int, BeforeValidator(whole_number)]
-Count = Annotated[int, Field(ge=1), BeforeValidator(whole_number)]
-Float = Annotated[float, BeforeValidator(number)]
-Rate = Annotated[float, Field(gt=0, lt=1), BeforeValidator(number)]
-Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(number)]
-Text = Annotated[str, Field(min_length=1)]
-Column = Annotated[str, Field(min_length=1), BeforeValidator(column_name)]
+Weights = Annotated[list[Annotated[float, Field(gt=0), BeforeValidator(number)]], Field(min_length=1)]
 Sources = Text | Annotated[list[Text], Field(min_length=1)]
 
 KeepDropStop = Literal["keep", "drop", "stop"]
 KeepStop = Literal["keep", "stop"]
 AnyAction = Literal["keep", "drop", "fix", "stop"]
-Baseline = Literal["majority", "tfidf", "features", "zero_shot", "word_tag", "base", "ngram", "unigram"]
+Baseline = Literal[
+    "majority", "tfidf", "features", "zero_shot", "word_tag", "base", "ngram", "unigram", "few_shot", "nearest",
+    "frequent", "longer",
+]  # fmt: skip
 # What every recipe without a list means: the baselines of the task at hand, which for classes and numbers are these.
 USUAL_BASELINES = ("majority", "tfidf", "features", "zero_shot")
 
-_FILES = _accepts("a file, a folder or a hub id, or a list of them")
-_FILES_OR_NONE = _accepts("a file, a folder or a hub id, a list of them, or null")
-_COLUMN = _accepts("a column's name or null")
-
-
-class Section(BaseModel):
-    """A frozen group of keys; unknown keys, wrong types, NaN and infinity are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+_FILES = accepts("a file, a folder or a hub id, or a list of them")
+_FILES_OR_NONE = accepts("a file, a folder or a hub id, a list of them, or null")
+_COLUMN = accepts("a column's name or null")
 
 
 class Audit(Section):
@@ -123,7 +109,7 @@ class Clean(Section):
     lemmatise: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")] | None = Field(
         default=None,
         description="Replace words by their dictionary forms in this language; needs the extra `lemmas`.",
-        json_schema_extra=_accepts("a language code such as en or es, or null"),
+        json_schema_extra=accepts("a language code such as en or es, or null"),
     )
     redact: Bool = Field(default=False, description="Replace personal data by a word for its kind.")
 
@@ -135,6 +121,12 @@ class Data(Section):
         description="What to learn from: csv, tsv, json, jsonl, parquet, xlsx, txt (or gz of a text form), a folder "
         "with one file per class, or a Hugging Face id.",
         json_schema_extra=_FILES,
+    )
+    weights: Weights | None = Field(
+        default=None,
+        description="How often rows of each source of data.train are drawn, such as [2, 1]; null draws every row once "
+        "an epoch.",
+        json_schema_extra=accepts("a list of numbers above 0, one for each source, or null"),
     )
     validation: Sources | None = Field(
         default=None, description="Validation rows; null splits them off data.train.", json_schema_extra=_FILES_OR_NONE
@@ -152,6 +144,12 @@ class Data(Section):
     text_pair: Column | None = Field(
         default=None,
         description="Column of the second text of a pair; null infers it from names and content.",
+        json_schema_extra=_COLUMN,
+    )
+    negative: Column | None = Field(
+        default=None,
+        description="Column of a text that does not belong to data.text, beside data.text_pair, which does; null "
+        "infers it. For embeddings.",
         json_schema_extra=_COLUMN,
     )
     label: Column | None = Field(
@@ -183,7 +181,7 @@ class Data(Section):
     encoding: Annotated[str, AfterValidator(_known_encoding)] | None = Field(
         default=None,
         description="Encoding of text files; null detects it.",
-        json_schema_extra=_accepts("an encoding's name such as utf-8, latin-1 or utf-16, or null"),
+        json_schema_extra=accepts("an encoding's name such as utf-8, latin-1 or utf-16, or null"),
     )
     max_length: Annotated[int, Field(ge=4), BeforeValidator(whole_number)] | None = Field(
         default=None,
@@ -193,19 +191,39 @@ class Data(Section):
     separator: Text | None = Field(
         default=None,
         description="What stands between the labels of a multi-label row; null infers it.",
-        json_schema_extra=_accepts("text or null"),
+        json_schema_extra=accepts("text or null"),
     )
     document_separator: Text | None = Field(
         default=None,
         description="What stands between the documents of a text file; null: blank lines in a file, nothing in a "
         "folder, whose files are documents. For causal-text and masked-text.",
-        json_schema_extra=_accepts("text or null"),
+        json_schema_extra=accepts("text or null"),
     )
     overlap: Whole = Field(
         default=0,
         ge=0,
         description="Tokens of a document that a following sequence is given again, as context. For causal-text and "
         "masked-text.",
+    )
+    messages: Column | None = Field(
+        default=None,
+        description="Column of the turns of a conversation; null finds it by names. For instruct.",
+        json_schema_extra=_COLUMN,
+    )
+    prompt: Column | None = Field(
+        default=None,
+        description="Column of what is asked, with data.completion; null finds it by names. For instruct.",
+        json_schema_extra=_COLUMN,
+    )
+    completion: Column | None = Field(
+        default=None,
+        description="Column of the answers, with data.prompt; null finds it by names. For instruct.",
+        json_schema_extra=_COLUMN,
+    )
+    malformed: Literal["stop", "drop"] = Field(
+        default="stop",
+        description="Rows that are no conversation (a role is missing, a turn is empty, ...), or that the chat "
+        "template refuses: stop and name them, or drop and count them. For instruct.",
     )
     domain_words: Annotated[int, Field(ge=0), BeforeValidator(whole_number)] | list[Text] = Field(
         default=0,
@@ -229,10 +247,10 @@ class Model(Section):
     base: Text = Field(
         default="default",
         description="The bundled model (default), a folder or a hub id. safetensors only.",
-        json_schema_extra=_accepts("default, a folder or a hub id"),
+        json_schema_extra=accepts("default, a folder or a hub id"),
     )
     revision: Text | None = Field(
-        default=None, description="Commit, tag or branch of a hub id.", json_schema_extra=_accepts("text or null")
+        default=None, description="Commit, tag or branch of a hub id.", json_schema_extra=accepts("text or null")
     )
     dropout: Share | None = Field(default=None, description="Dropout in the whole model; null keeps the model's own.")
     attention: Literal["auto", "ragged", "padded"] = Field(
@@ -244,16 +262,18 @@ class Model(Section):
 class Method(Section):
     """Which weights are trained, and how."""
 
-    name: Literal["full", "lora", "features", "head_then_full"] = Field(
+    name: Literal["full", "lora", "rslora", "dora", "pissa", "ia3", "prompt", "features", "head_then_full"] = Field(
         default="full",
-        description="full trains every weight; lora trains adapters; features trains a head on embeddings computed "
-        "once; head_then_full trains the head first, then everything.",
+        description="full trains every weight; features a head on embeddings computed once; head_then_full the head "
+        "first, then everything; the others an adapter on frozen weights.",
     )
-    lora: Annotated[dict[str, Any], BeforeValidator(_with_lora_defaults)] = Field(
-        default_factory=lambda: dict(LORA_DEFAULTS),
-        description="Options of peft's LoraConfig; what is not named keeps the values shown here, or peft's default.",
-        json_schema_extra={**_accepts("options of peft's LoraConfig, each with its value"), "default": LORA_DEFAULTS},
+    lora: dict[str, Any] = Field(
+        default={},
+        description="Options of peft's LoraConfig, for lora, rslora, dora and pissa; what is not named keeps the "
+        "kind's own value (docs/adapters.md) or peft's.",
+        json_schema_extra=accepts("options of peft's LoraConfig, each with its value"),
     )
+    prompt_tokens: Count = Field(default=20, description="How many vectors prompt learns to put before every text.")
     layer_decay: Float = Field(
         default=1.0, gt=0, le=1, description="Each layer's learning rate is this times the rate of the layer above it."
     )
@@ -261,7 +281,8 @@ class Method(Section):
         default=0, ge=0, description="Keep so many of the lowest layers fixed, and the embeddings with them."
     )
     pooling: Literal["auto", "mean", "cls", "last"] = Field(
-        default="auto", description="How token vectors become one vector for features; auto follows the model."
+        default="auto",
+        description="How token vectors become one vector, for features and embeddings; auto follows the model.",
     )
 
 
@@ -277,7 +298,7 @@ class Train(Section):
         default=None,
         description="Passes over the training rows, a fraction is allowed; null takes 2, and up to 10 where the rows "
         "are so few that 2 would be under 250 updates.",
-        json_schema_extra=_accepts("a number from 0 to 1000, or null"),
+        json_schema_extra=accepts("a number from 0 to 1000, or null"),
     )
     batch_size: Count = Field(default=32, description="Examples per update.")
     micro_batch_size: Count | None = Field(
@@ -298,9 +319,10 @@ class Train(Section):
         default=1.0, gt=0, description="Gradients longer than this (L2 norm) are scaled down to it."
     )
     label_smoothing: Share = Field(default=0.0, description="Share of each target spread over all classes.")
-    loss: Literal["cross_entropy", "focal"] = Field(
+    loss: Literal["cross_entropy", "focal", "dpo", "ipo", "orpo", "kto"] = Field(
         default="cross_entropy",
-        description="focal gives easy examples less weight; regression always uses squared error.",
+        description="focal gives easy examples less weight; regression always uses squared error. The task preferences "
+        "has dpo in place of the default, ipo or orpo for pairs, and kto for marked answers.",
     )
     focal_gamma: Float = Field(
         default=2.0, gt=0, le=10, description="How much less weight the focal loss gives easy examples."
@@ -335,14 +357,23 @@ class Evaluate(Section):
     metric: Text | None = Field(
         default=None,
         description="The metric that selects and decides; null takes the task's own.",
-        json_schema_extra=_accepts("a metric of the task (such as accuracy, macro_f1, mcc or rmse) or null"),
+        json_schema_extra=accepts("a metric of the task (such as accuracy, macro_f1, mcc or rmse) or null"),
     )
     baselines: Annotated[list[Baseline], Field(min_length=1)] = Field(
         default_factory=lambda: list(USUAL_BASELINES),  # type: ignore[arg-type]
         description="Simpler methods that the tuned model has to beat. Tasks that answer for every token put all of "
         "their own in place of this list: token-classification majority and word_tag, causal-text base and ngram, "
-        "masked-text base and unigram.",
+        "masked-text base and unigram, embeddings base and tfidf, instruct base, few_shot, nearest and frequent, "
+        "preferences base, longer and majority.",
         json_schema_extra={"default": list(USUAL_BASELINES)},
+    )
+    shots: Count = Field(
+        default=3, description="Training examples in the prompt of the baseline few_shot. For instruct."
+    )
+    generated_rows: Annotated[int, Field(ge=2), BeforeValidator(whole_number)] = Field(
+        default=500,
+        description="At most so many test rows are answered in writing, and a fifth as many (20 at least) of "
+        "validation. For instruct.",
     )
     bootstrap_samples: Whole = Field(
         default=2000, ge=100, le=1_000_000, description="Resamples of the test rows behind each 95 percent interval."
@@ -355,13 +386,13 @@ class Output(Section):
     dir: Text | None = Field(
         default=None,
         description="The run folder; null makes runs/<data name>-<date>-<time>.",
-        json_schema_extra=_accepts("a folder or null"),
+        json_schema_extra=accepts("a folder or null"),
     )
     cache: Text | None = Field(
         default=None,
         description="Folder for tokens and embeddings that later runs reuse; null takes the user's cache folder (with "
         "output.redact: none), none keeps nothing.",
-        json_schema_extra=_accepts("a folder, none, or null"),
+        json_schema_extra=accepts("a folder, none, or null"),
     )
     checkpoint_minutes: Float = Field(
         default=10.0, gt=0, description="Minutes between checkpoints, besides the one at each evaluation."
@@ -393,6 +424,10 @@ class Recipe(Section):
     )
     data: Data
     mask: Mask = Field(default_factory=Mask)
+    text: TextLayout = Field(default_factory=TextLayout)
+    generation: Generation = Field(default_factory=Generation)
+    preference: Preference = Field(default_factory=Preference)
+    contrast: Contrast = Field(default_factory=Contrast)
     model: Model = Field(default_factory=Model)
     method: Method = Field(default_factory=Method)
     train: Train = Field(default_factory=Train)

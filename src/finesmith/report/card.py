@@ -30,7 +30,8 @@ from finesmith.types import SPLITS
 
 BUNDLED = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 BUNDLED_NAME = "sentence-transformers/all-MiniLM-L6-v2"
-ADAPTER_METHODS = frozenset({"lora", "dora", "qlora", "ia3", "vera", "adalora"})
+LORA_KINDS = frozenset({"lora", "rslora", "dora", "pissa"})
+ADAPTER_METHODS = LORA_KINDS | {"ia3", "prompt"}
 HUB_METRICS = {"macro_f1": "f1", "mcc": "matthews_correlation", "auroc": "roc_auc", "spearman": "spearmanr"}
 LABELS_SHOWN = 100
 # By the head of a model: its class in transformers, the task on the hub, and what people call it.
@@ -39,6 +40,12 @@ HEADS = {
     "token": ("TokenClassification", "token-classification", "Token classification"),
     "causal": ("CausalLM", "text-generation", "Text generation"),
     "masked": ("MaskedLM", "fill-mask", "Masked language modelling"),
+    "embedding": ("Embeddings", "sentence-similarity", "Embeddings"),
+}
+POOLINGS = {
+    "cls": "states[:, 0]",
+    "last": "states[range(len(states)), inputs.attention_mask.sum(1) - 1]",
+    "mean": "(states * inputs.attention_mask[..., None]).sum(1) / inputs.attention_mask.sum(1, keepdim=True)",
 }
 LANGUAGE_SHARE = 0.1
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
@@ -76,6 +83,10 @@ def build(run_folder: Path) -> str:
         base=base_name(folder),
         method=words(folder.model.get("method"), 60),
         load=_load(folder),
+        place=Markup(_base_place(folder)),
+        grown=bool(items(mapping(folder.data.get("tokens")).get("added_words"))),
+        pooled=Markup(POOLINGS.get(str(folder.model.get("pooling")), POOLINGS["mean"])),
+        written="written" in mapping(folder.scores.get("details")),
         labels=[label_text(label, 120) for label in items(folder.data.get("labels"))[:LABELS_SHOWN]],
         labels_left_out=max(0, len(items(folder.data.get("labels"))) - LABELS_SHOWN),
         data=_data(folder),
@@ -96,7 +107,7 @@ def front_matter(folder: RunFolder) -> str:
     """Return the YAML block of the card, without its fences; what is not known is left out."""
     import yaml
 
-    pairs = bool(mapping(folder.data.get("columns")).get("text_pair"))
+    pairs = bool(mapping(folder.data.get("columns")).get("text_pair")) and not _embeds(folder)
     fields: dict[str, Any] = {"library_name": _library(folder), "pipeline_tag": _head(folder)[1]}
     licence = folder.model.get("license")
     if isinstance(licence, str) and _LICENCE.fullmatch(licence):
@@ -109,7 +120,8 @@ def front_matter(folder: RunFolder) -> str:
         fields["language"] = languages
     method = str(folder.model.get("method", ""))
     tags = ["finesmith", "text-pair-classification" if pairs else "", "regression" if _is_rating(folder) else ""]
-    fields["tags"] = [tag for tag in (*tags, "lora" if method in ADAPTER_METHODS else "") if tag]
+    tags += ["lora" if method in LORA_KINDS else "", method if method in ADAPTER_METHODS - {"lora"} else ""]
+    fields["tags"] = [tag for tag in tags if tag]
     results = _index(folder)
     if results:
         fields["model-index"] = [{"name": _plain(folder.name, 200), "results": [results]}]
@@ -167,6 +179,8 @@ def _languages(folder: RunFolder) -> list[str]:
 
 def _library(folder: RunFolder) -> str:
     method = str(folder.model.get("method", ""))
+    if _embeds(folder) and method not in ADAPTER_METHODS:
+        return "sentence-transformers"
     return {"features": "sentence-transformers"}.get(method, "peft" if method in ADAPTER_METHODS else "transformers")
 
 
@@ -199,18 +213,23 @@ def _head(folder: RunFolder) -> tuple[str, str, str]:
     return HEADS.get(str(folder.model.get("head", "")), HEADS[""])
 
 
+def _embeds(folder: RunFolder) -> bool:
+    return folder.model.get("head") == "embedding"
+
+
 def _load(folder: RunFolder) -> str:
     method = str(folder.model.get("method", ""))
-    if method == "features":
-        return "features"
-    if method not in ADAPTER_METHODS:
-        return "full"
-    if folder.model.get("head") in {"token", "masked"}:
-        # peft's own classes know no masked words, and not how many labels there are.
-        return "adapter of a folder"
+    if _embeds(folder):
+        return "embedding adapter" if method in ADAPTER_METHODS else "embeddings"
+    return "features" if method == "features" else "adapter" if method in ADAPTER_METHODS else "full"
+
+
+def _base_place(folder: RunFolder) -> str:
+    """Return where others find the base model: its public name, where it has one."""
+    digest, name = folder.model.get("base_sha256"), base_name(folder)
     # Only the weights of a folder have been hashed; of the bundled ones the public name is known.
-    digest = folder.model.get("base_sha256")
-    return "adapter" if digest is None or digest == BUNDLED else "adapter of a folder"
+    public = (digest is None or digest == BUNDLED) and _is_hub_name(folder, name)
+    return name if public else "path/to/base"
 
 
 def _data(folder: RunFolder) -> dict[str, Any]:
@@ -222,6 +241,7 @@ def _data(folder: RunFolder) -> dict[str, Any]:
         "flow": [
             (words(row.get("stage"), 100), count(row.get("rows"))) for row in records(folder.data.get("flow"))[:20]
         ],
+        "longest": int(number(folder.data.get("max_length")) or 512),
         "max_length": plain(tokens.get("max_length")) if number(tokens.get("max_length")) is not None else "",
         "truncated": f"{100 * truncated:.1f} %" if truncated else "",
     }

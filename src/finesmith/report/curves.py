@@ -157,7 +157,7 @@ def gap(folder: RunFolder) -> dict[str, Any] | None:
         (metric_name(name), [metric_value(name, mapping(by_split[split].get(name)).get("value")) for split in present])
         for name in names
     ]
-    metric = folder.verdict.get("metric", "")
+    metric = overfitting.get("metric") or folder.verdict.get("metric", "")
     figures = []
     if overfitting:
         began = number(overfitting.get("began_at_step"))

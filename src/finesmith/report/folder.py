@@ -38,6 +38,7 @@ class RunFolder:
     data: dict[str, Any] = field(default_factory=dict)
     audit: dict[str, Any] = field(default_factory=dict)
     probes: dict[str, Any] = field(default_factory=dict)
+    examples: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
     verdict: dict[str, Any] = field(default_factory=dict)
@@ -101,6 +102,7 @@ def read(path: Path) -> RunFolder:
         data=mapping(load("data.json")),
         audit=mapping(load("audit.json")),
         probes=mapping(load("probes.json")),
+        examples=mapping(load("examples.json")),
         model=mapping(load("model.json")),
         scores=mapping(load("scores.json")),
         verdict=mapping(load("verdict.json")),

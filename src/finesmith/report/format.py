@@ -39,26 +39,45 @@ METRIC_NAMES = {
     "pseudo_perplexity": "Pseudo-perplexity",
     "final_number_match": "Final-number match",
     "exact_match": "Exact match",
+    "normalised_match": "Match but for case and punctuation",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
     "rouge_l": "ROUGE-L",
     "chrf": "chrF",
+    "bleu": "BLEU",
+    "reward_accuracy": "Reward accuracy",
+    "reward_margin": "Reward margin",
+    "preference_loss": "Preference loss",
+    "ndcg@10": "nDCG@10",
+    "accuracy@1": "Accuracy@1",
+    "recall@10": "Recall@10",
+    "mrr": "Mean reciprocal rank",
+    "map": "Mean average precision",
 }
 PERCENT_METRICS = frozenset(
     {"accuracy", "balanced_accuracy", "subset_accuracy", "hamming_accuracy", "macro_f1", "micro_f1", "weighted_f1"}
     | {"f1", "precision", "recall", "calibration_error", "ece"}
     | {
+        "reward_accuracy",
         "span_f1",
         "span_precision",
         "span_recall",
         "token_accuracy",
         "final_number_match",
         "exact_match",
+        "normalised_match",
+        "rouge_1",
+        "rouge_2",
         "rouge_l",
         "chrf",
+        "bleu",
+        "accuracy@1",
+        "recall@10",
     }
 )
 LOWER_IS_BETTER = frozenset(
     {"calibration_error", "ece", "brier", "log_loss", "loss", "rmse", "mae", "mse"}
-    | {"bits_per_byte", "perplexity", "pseudo_perplexity"}
+    | {"bits_per_byte", "perplexity", "pseudo_perplexity", "preference_loss"}
 )
 
 SYSTEM_NAMES = {

@@ -17,7 +17,9 @@ SHOWN = 12
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """One wrong prediction; `given` is the probability the model gave to the true label, where it is known."""
+    """One wrong prediction; `given` is the probability the model gave to the true label, where it is known; `rank` the
+    place of the first right answer and `found` the text that stood first, where answers are found among others.
+    """
 
     id: int
     text: str
@@ -27,6 +29,8 @@ class Mistake:
     confidence: float | None
     given: float | None
     error: float | None
+    rank: int | None = None
+    found: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,8 @@ def find(folder: RunFolder, labels: Sequence[str]) -> tuple[Mistakes | None, str
 
 def _wrong(batch: Any, labels: Sequence[str]) -> list[Mistake]:
     columns = {name: batch.column(name) for name in batch.schema.names}
+    if "rank" in columns:
+        return _found_late(columns)
     if "label" not in columns or "prediction" not in columns:
         return []
     truths, predictions = columns["label"].to_pylist(), columns["prediction"].to_pylist()
@@ -90,6 +96,32 @@ def _wrong(batch: Any, labels: Sequence[str]) -> list[Mistake]:
             error=_error(truths[position], predictions[position]),
         )
         for position, identity, text, pair, confidence, probabilities in picked
+    ]
+
+
+def _found_late(columns: dict[str, Any]) -> list[Mistake]:
+    """Return the rows of which another answer was found before the right one; texts may be withheld."""
+    ranks = columns["rank"].to_pylist()
+    late = [i for i, rank in enumerate(ranks) if number(rank) is not None and rank > 1]
+
+    def pick(name: str) -> list[Any]:
+        return columns[name].take(late).to_pylist() if name in columns and late else [None] * len(late)
+
+    picked = zip(late, pick("id"), pick("text"), pick("label"), pick("prediction"), pick("found"), strict=True)
+    return [
+        Mistake(
+            id=int(identity) if number(identity) is not None else position,
+            text=str(text or "")[:2000],
+            text_pair=None,
+            label=label,
+            prediction=prediction,
+            confidence=None,
+            given=None,
+            error=float(ranks[position]),
+            rank=int(ranks[position]),
+            found=None if found is None else str(found)[:2000],
+        )
+        for position, identity, text, label, prediction, found in picked
     ]
 
 

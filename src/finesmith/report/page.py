@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finesmith.discreet import discreet
-from finesmith.report import charts, curves, mistakes, sections
+from finesmith.report import answers, by_source, charts, curves, examples, mistakes, sections
 from finesmith.report.folder import RunFolder, items, mapping, read, records
 from finesmith.report.format import (
     LOWER_IS_BETTER,
@@ -48,6 +48,7 @@ FILES = {
     "events.jsonl": "each step and evaluation",
     "data.json": "sources, columns, row counts, splits, lengths",
     "audit.json": "what was found in the data",
+    "examples.json": "a few training rows as the model was fed them",
     "model.json": "base model, method, what was loaded",
     "probes.json": "what was looked at before and after the first step",
     "scores.json": "metrics of the tuned model with intervals",
@@ -58,6 +59,7 @@ FILES = {
     "predictions/train.parquet": "predictions on train",
     "predictions/validation.parquet": "predictions on validation",
     "predictions/test.parquet": "predictions on test",
+    "predictions/baselines.parquet": "answers that the simpler methods wrote on test",
 }
 
 
@@ -94,7 +96,8 @@ def render(folder: RunFolder) -> str:
     style = (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
     wrong, unread = mistakes.find(folder, sections.class_names(folder))
-    problems = [*folder.problems, *([unread] if unread else [])]
+    written, unheard = answers.find(folder)
+    problems = [*folder.problems, *filter(None, (unread, unheard))]
     return environment.get_template("report.html").render(
         style=Markup(style),
         style_digest=Markup(digest),
@@ -102,6 +105,7 @@ def render(folder: RunFolder) -> str:
         withheld=folder.withheld,
         banner=banner(folder),
         comparison=comparison(folder),
+        by_source=by_source.by_source(folder),
         figures=key_figures(folder),
         curves=curves.draw(folder),
         story=curves.story(folder),
@@ -111,10 +115,13 @@ def render(folder: RunFolder) -> str:
         lengths=sections.lengths(folder),
         findings=sections.findings(folder),
         preflight=sections.preflight(folder),
+        examples=examples.examples(folder),
         confusion=sections.confusion(folder),
         classes=sections.per_class(folder),
         calibration=sections.calibration(folder),
+        moved=sections.moved_answers(folder),
         mistakes=_mistakes(wrong, given=len(sections.class_names(folder)) > 2),
+        answers=written,
         gap=curves.gap(folder),
         next=_next(folder),
         made=made(folder),
@@ -289,11 +296,13 @@ def _mistakes(found: mistakes.Mistakes | None, *, given: bool) -> dict[str, Any]
             "id": str(mistake.id),
             "text": cut(mistake.text, 420),
             "pair": cut(mistake.text_pair, 420),
-            "label": label_text(mistake.label, 120),
-            "prediction": label_text(mistake.prediction, 120),
+            "label": label_text(mistake.label, 120 if mistake.rank is None else 420),
+            "prediction": label_text(mistake.prediction, 120 if mistake.rank is None else 420),
             "confidence": f"{100 * mistake.confidence:.1f} % sure" if mistake.confidence is not None else "",
             "given": f"{100 * mistake.given:.1f} % to the true label" if given and mistake.given is not None else "",
             "error": f"off by {plain(mistake.error, 3)}" if isinstance(mistake.prediction, float) else "",
+            "rank": count(mistake.rank) if mistake.rank is not None else "",
+            "found": cut(mistake.found, 420),
         }
 
     return {
@@ -304,6 +313,7 @@ def _mistakes(found: mistakes.Mistakes | None, *, given: bool) -> dict[str, Any]
         "confident": [row(mistake) for mistake in found.confident],
         "worst": [row(mistake) for mistake in found.worst],
         "regression": found.wrong is None,
+        "search": any(mistake.rank is not None for mistake in found.worst),
     }
 
 

@@ -10,7 +10,18 @@ from typing import Any
 
 from finesmith.report import charts
 from finesmith.report.folder import RunFolder, items, mapping, records
-from finesmith.report.format import count, cut, label_text, metric_name, metric_value, number, plain, share, words
+from finesmith.report.format import (
+    count,
+    cut,
+    label_text,
+    metric_difference,
+    metric_name,
+    metric_value,
+    number,
+    plain,
+    share,
+    words,
+)
 from finesmith.types import SPLITS
 
 SMALL_MATRIX = 10
@@ -21,7 +32,7 @@ FINDINGS = 40
 EXCERPTS = 4
 PROBES = 40
 ACTIONS = {"keep": "kept", "drop": "dropped", "fix": "fixed", "stop": "stopped the run", "None": ""}
-COLUMNS = ("text", "text_pair", "label", "group", "split")
+COLUMNS = ("text", "text_pair", "negative", "label", "group", "split")
 SEVERITIES = ("error", "warning", "info")
 
 
@@ -324,6 +335,27 @@ def calibration(folder: RunFolder) -> dict[str, Any] | None:
     if any(group.low is not None for group in groups):
         sentence += " The thin bars span the middle 80 % of the true values."
     return {"chart": chart, "sentence": sentence, "title": title}
+
+
+def moved_answers(folder: RunFolder) -> dict[str, Any] | None:
+    """Return how likely preferred and other answers were and are, and in a sentence whether the preferred ones fell."""
+    rows, changes = list[dict[str, Any]](), list[float]()
+    for row in _details(folder, "answers"):
+        before, after = number(row.get("before")), number(row.get("after"))
+        if before is not None and after is not None:
+            changes.append(after - before)
+            figures = [metric_value("", before), metric_value("", after), metric_difference("", after - before)]
+            rows.append({"answers": cut(row.get("answers"), 20), "figures": figures, "count": count(row.get("rows"))})
+    if not rows:
+        return None
+    name, fell = rows[0]["answers"], changes[0] < 0
+    sentence = f"The {name} answers became {'LESS' if fell else 'more'} likely than before tuning."
+    if fell:
+        sentence += (
+            " A loss of differences is content when the others fall further. If the model is to write such answers, "
+            "try fewer epochs, a lower learning rate or a higher preference.beta."
+        )
+    return {"rows": rows, "sentence": sentence}
 
 
 def _groups(rows: Sequence[dict[str, Any]], across: str, up: str) -> list[charts.Group]:

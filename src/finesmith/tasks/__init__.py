@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 
 # Files beside the tasks: what a task must be able to do, and losses that several share.
-NO_TASKS = frozenset({"protocol", "language", "documents", "losses", "contrastive", "preferences"})
+NO_TASKS = frozenset(
+    {
+        "protocol", "language", "corpus", "documents", "dialogues", "answers", "answer_rivals", "answer_scores",
+        "writing", "losses", "contrastive", "encoded_texts", "compared_answers", "preference_losses",
+        "preference_rivals",
+    }
+)  # fmt: skip
 
 
 def names() -> list[str]:

@@ -7,19 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from finesmith.tasks import documents
-from finesmith.tasks.language import (
-    Answers,
-    Baseline,
-    Choices,
-    Corpus,
-    Encoded,
-    LanguageTask,
-    Outcome,
-    Reading,
-    over_tokens,
-    sums_by_row,
-    targets_by_row,
-)
+from finesmith.tasks.corpus import Answers, Baseline, Choices, Corpus, Encoded, Outcome, Reading
+from finesmith.tasks.language import LanguageTask, over_tokens, sums_by_row, targets_by_row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,7 +63,7 @@ class CausalText(LanguageTask):
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> CausalText:
         """Rebuild the task from `state`."""
-        return cls(int(state["overlap"]))
+        return cls(documents.overlap_of(state))
 
     @property
     def state(self) -> dict[str, Any]:

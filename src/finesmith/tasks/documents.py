@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finesmith.data.documents import BLANK_LINE, Documents, documents_of, read_documents
 from finesmith.errors import DataError
-from finesmith.tasks.language import Corpus, Outcome, Reading
+from finesmith.tasks.corpus import Corpus, Outcome, Reading
 
 if TYPE_CHECKING:
     from finesmith.data.sources import Origin
     from finesmith.evaluate.measurement import Measurement
     from finesmith.tasks.language import Floats, Ints
 
-TABLES = frozenset({".jsonl", ".json", ".parquet", ".csv", ".tsv", ".xlsx"})
+TABLES = frozenset({".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".xlsx"})
 TEXT_COLUMNS = ("text", "content", "document", "body")
 # Raw text lacks labels, and its rows have no usual length.
 AUDITS = frozenset(
@@ -26,6 +26,17 @@ AUDITS = frozenset(
 )  # fmt: skip
 # Longer sequences cost memory before they teach much; data.max_length says otherwise.
 USUAL_LENGTH = 512
+
+
+def overlap_of(state: Mapping[str, Any]) -> int:
+    """Return the overlap that a saved task says.
+
+    Raises ValueError when it is none.
+    """
+    overlap = state["overlap"]
+    if type(overlap) is not int or overlap < 0:
+        raise ValueError(overlap)
+    return overlap
 
 
 def read(sources: Sequence[str], reading: Reading) -> Corpus:
@@ -122,7 +133,7 @@ def _read_files(sources: Sequence[str], reading: Reading) -> Corpus:
         documents, notes = read_documents([source], separator=separator, encoding=reading.encoding)
         digest = hashlib.sha256("\0".join(documents.texts).encode("utf-8", "surrogatepass")).hexdigest()
         told = (*notes, f"{documents.blank} blank documents left out") if documents.blank else notes
-        origin = Origin(source, "text", reading.encoding or "utf-8", len(documents), 0, digest, told)
+        origin = Origin(source, "text", ", ".join(documents.encodings), len(documents), 0, digest, told)
         parts.append(corpus(documents, [origin], {}, ()))
     return parts[0] if len(parts) == 1 else join(parts)
 
@@ -143,7 +154,8 @@ def _read_table(sources: Sequence[str], reading: Reading) -> Corpus:
     if text is None or text not in names:
         listed = ", ".join(names)[:300]
         raise DataError(
-            f"{source.origins[0].name} has no column {text[:80]!r}; its columns are {listed}"
+            f"{source.origins[0].name} has no column {text[:80]!r}; its columns are {listed}: name the right one with "
+            "--set data.text=COLUMN (predict and evaluate: --text)"
             if text
             else f"{source.origins[0].name} has no column that looks like text; its columns are {listed}: name it with "
             "--set data.text=COLUMN"

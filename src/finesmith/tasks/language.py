@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from finesmith.data.supervised import UNSUPERVISED
 from finesmith.errors import ModelError
+from finesmith.tasks.corpus import Baseline, Choices, Corpus, Encoded, LaidOut, Outcome, Reading
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,12 +22,18 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from finesmith.data.sources import Origin
     from finesmith.data.supervised import Supervised
     from finesmith.evaluate.measurement import Measurement
     from finesmith.models.adapter_kinds import Purpose
-    from finesmith.models.token_heads import Kind, TokenNetwork
-    from finesmith.types import Batch
+    from finesmith.models.forward import Network
+    from finesmith.models.language import Attention
+    from finesmith.models.load import Base, LoadReport
+    from finesmith.models.token_heads import Kind
+    from finesmith.train.step import Backward
+    from finesmith.types import Batch, Split
+
+    # What the model ends in: a head of words or labels, or nothing.
+    Head = Kind | Literal["embedding"]
 
     Floats = npt.NDArray[np.float64]
     Ints = npt.NDArray[np.int64]
@@ -38,123 +46,25 @@ TOKENS_ELSEWHERE = 16384
 SEQUENCES_PER_BATCH = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """How files are read, as the recipe says; None where it leaves that open."""
-
-    encoding: str | None = None
-    text: str | None = None
-    label: str | None = None
-    separator: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Choices:
-    """What the recipe says of tokens: overlap of sequences cut from a document; the share of words that is masked, and
-    whether words are masked whole.
-    """
-
-    overlap: int = 0
-    mask_rate: float = 0.15
-    whole_words: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Corpus:
-    """Rows as read: sentences, documents or conversations.
-
-    texts: as copies are looked for, and people read them; labels: what equal texts may disagree about, None where the
-    text is all there is; groups: rows with the same name stay in one split, None where every row is for itself; where:
-    the place of each row; origins: the files; columns: which columns were read, by role; notes: what was found and
-    mended; content: the same rows as the task reads them.
-    """
-
-    texts: Sequence[str]
-    labels: Sequence[str] | None
-    groups: Sequence[str] | None
-    where: Sequence[str]
-    origins: Sequence[Origin]
-    columns: Mapping[str, str]
-    notes: Sequence[str]
-    content: Any
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """What is to be true of rows that are a prompt and an answer, or are supervised whole.
-
-    stops: the tokens that end an answer, at which generation will stop; whole: every token of a row is supervised; cut:
-    rows whose end was cut off; lost: how many rows were left out because their answer does not fit; prompts: the ids
-    that inference would be given, for a few rows.
-    """
-
-    stops: tuple[int, ...]
-    whole: bool = False
-    cut: tuple[int, ...] = ()
-    lost: int = 0
-    prompts: Mapping[int, Sequence[int]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """Rows as tokens with what each is to be answered with, and what the task needs to measure the answers.
-
-    lengths: int64 [N], tokens before anything was cut; detail: the task's own; notes: what was lost. For the probes
-    before training: answers, where rows have such; spelt: the labels that targets stand for and those in the file, for
-    so many of the first rows.
-    """
-
-    rows: Supervised
-    lengths: Ints
-    detail: Any
-    notes: Sequence[str] = ()
-    answers: Answers | None = None
-    spelt: Callable[[Supervised, int], tuple[list[str], list[str]]] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a network, or a baseline, made of encoded rows.
-
-    answers: the task's own, from which it measures and makes columns; log_probabilities: [N], of each row's targets in
-    nats, None for a baseline that has none; targets: int64 [N], how many each row has.
-    """
-
-    answers: Any
-    log_probabilities: Floats | None = None
-    targets: Ints | None = None
-
-    @property
-    def loss(self) -> float:
-        """The mean loss of a target, in nats."""
-        assert self.log_probabilities is not None
-        assert self.targets is not None
-        return float(-self.log_probabilities.sum() / max(1, int(self.targets.sum())))
-
-
-@dataclass(frozen=True, slots=True)
-class Baseline:
-    """A simpler method, fitted on train. answer: from a corpus and its encoded rows to an outcome that is measured."""
-
-    name: str
-    title: str
-    answer: Callable[[Corpus, Encoded], Outcome]
-
-
 class LanguageTask(ABC):
     """A task with what it learned from the training rows."""
 
     name: ClassVar[str]
     unit: ClassVar[str]
-    kind: ClassVar[Kind]
+    kind: ClassVar[Head]
     purpose: ClassVar[Purpose]
     baselines: ClassVar[tuple[str, ...]]
     audits: ClassVar[frozenset[str]]
     # The longest sequence in tokens where the recipe leaves it open, None where the data alone decide.
     usual_length: ClassVar[int | None]
+    # Whether the tokenizer's chat template is read, and saved with the model.
+    speaks: ClassVar[bool] = False
+    # Times the usual learning rates of a method.
+    rate_scale: ClassVar[float] = 1.0
+    # Whether rows to predict may have a second text.
+    reads_pairs: ClassVar[bool] = False
+    # What a split that keeps groups together promises.
+    apart: ClassVar[str] = "no document straddles a border between splits"
 
     @classmethod
     @abstractmethod
@@ -183,6 +93,17 @@ class LanguageTask(ABC):
         """Return the rows at `positions`, in that order."""
 
     @classmethod
+    def lay_out(
+        cls, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, choices: Choices, max_length: int
+    ) -> LaidOut | None:
+        """Return the rows that a model can read where only their tokens tell; by default None: all of them.
+
+        Raises DataError where rows cannot be read and are not to be dropped.
+        """
+        del corpus, tokenizer, choices, max_length
+        return None
+
+    @classmethod
     @abstractmethod
     def learn(cls, train: Corpus, choices: Choices) -> LanguageTask:
         """Learn from the training rows what the task needs.
@@ -204,6 +125,26 @@ class LanguageTask(ABC):
     @abstractmethod
     def metrics(self) -> tuple[str, ...]:
         """By what it is measured; the first one decides unless the recipe names another."""
+
+    @property
+    def selecting(self) -> str | None:
+        """The metric by which the best step is chosen where it is not the one that decides; cheap, and of `predict`."""
+        return None
+
+    @property
+    def choices(self) -> Choices:
+        """What rows are laid out by; by default what a recipe leaves open, for tasks that lay none out."""
+        return Choices()
+
+    @property
+    def settled(self) -> Mapping[str, tuple[Any, str]]:
+        """The recipe's keys that the task settled, each with its value and the reason."""
+        return {}
+
+    @property
+    def why_metric(self) -> str:
+        """Why the first metric is the one that decides."""
+        return f"the default of {self.name}"
 
     @property
     @abstractmethod
@@ -230,13 +171,132 @@ class LanguageTask(ABC):
     def batch(self, encoded: Encoded, positions: Ints, ids: Ints, epoch: int, seed: int, device: Any) -> Batch:
         """Return rows of `encoded` (ascending in length) as a training batch of this epoch."""
 
-    @abstractmethod
-    def predict(self, network: TokenNetwork, encoded: Encoded, progress: Progress | None = None) -> Outcome:
-        """Run a network over the rows."""
+    def order(self, encoded: Encoded, batch_size: int, seed: int, step: int) -> Ints:
+        """Return the positions of the rows of a step: by default every row once an epoch, in an order drawn anew."""
+        from finesmith.data.batches import batch_positions
+
+        return batch_positions(len(encoded.rows), batch_size, seed=seed, step=step)
+
+    def steps_per_epoch(self, encoded: Encoded, batch_size: int) -> int:
+        """Return how many steps see every row once."""
+        from finesmith.data.batches import steps_per_epoch
+
+        return steps_per_epoch(len(encoded.rows), batch_size)
+
+    def load(
+        self,
+        base: Base,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        seed: int,
+        dropout: float | None = None,
+        attention: Attention = "auto",
+        dtype: torch.dtype | None = None,
+        device: str = "cpu",
+    ) -> tuple[Any, LoadReport]:
+        """Load a base model under the head that the task needs, as the network that other functions are given.
+
+        Raises ModelError when it cannot be loaded or cannot do this.
+        """
+        from finesmith.models.language import load_language_model
+
+        assert self.kind != "embedding"
+        return load_language_model(
+            base, tokenizer, kind=self.kind, labels=self.labels, seed=seed, dropout=dropout, attention=attention,
+            dtype=dtype, device=device,
+        )  # fmt: skip
+
+    @property
+    def refers(self) -> bool:
+        """Whether rows are measured against the network before tuning, and so have to go through `begin`."""
+        return False
+
+    def begin(self, network: Any, encoded: Encoded, *, cache: Path | None, key: str) -> Encoded:
+        """Return rows with what the task asks of the network before it is tuned: by default nothing more.
+
+        `cache` is a folder that keeps results; `key` names the network's weights and how it computes.
+        """
+        del network, cache, key
+        return encoded
+
+    def prepared(self, network: Any, encoded: Encoded, batches: Sequence[Batch]) -> list[Batch]:
+        """Return the batches of a step with what takes all of them and the present weights: by default nothing more."""
+        del network, encoded
+        return list(batches)
+
+    def loss(self, network: Any, encoded: Encoded, batch: Batch) -> tuple[torch.Tensor, int]:
+        """Return the sum of the losses of a batch made of `encoded`, and of how many units."""
+        from finesmith.models.token_loss import token_loss
+
+        del encoded
+        return token_loss(network, batch)
+
+    def backward(self, network: Any, within: Callable[[], AbstractContextManager[Any]]) -> Backward:
+        """Return how the gradient of a step is found: by default as a sum over its micro-batches.
+
+        A task whose loss needs all of them at once runs the network `within` the precision of the run.
+        """
+        from finesmith.train.step import backward
+
+        del network, within
+        return backward
+
+    def probed(self, encoded: Encoded, positions: Ints) -> Ints:
+        """Return rows to try training on: those at `positions`, and what their loss cannot be without."""
+        del encoded
+        return positions
+
+    def units(self, batches: Sequence[Batch]) -> int:
+        """Return by what the losses of a step's batches are divided, their sum: by default the number of targets."""
+        return sum(int((batch.targets != UNSUPERVISED).sum()) for batch in batches if batch.targets is not None)
 
     @abstractmethod
-    def fit_baseline(self, name: str, train: Corpus, encoded: Encoded, base: Callable[[], TokenNetwork]) -> Baseline:
-        """Fit a baseline of `baselines` on the training rows and their tokens; `base` loads the untuned model, once."""
+    def predict(self, network: Any, encoded: Encoded, progress: Progress | None = None) -> Outcome:
+        """Run a network over the rows."""
+
+    def narrow(self, encoded: Encoded, split: Split | Literal["proof"]) -> Encoded:
+        """Return rows of a split, or of the proof that the saved network is the evaluated one, with those marked that
+        are answered at length: by default as they are.
+        """
+        del split
+        return encoded
+
+    def answer(self, network: Any, encoded: Encoded, progress: Progress | None = None) -> Outcome:
+        """Run a network over the rows as it is used, not only as it is trained: by default the same."""
+        return self.predict(network, encoded, progress)
+
+    def answered(self, outcome: Outcome) -> Ints | None:
+        """Return the rows that were answered at length where these are not all, as metrics of answers count them."""
+        del outcome
+        return None
+
+    def proof(self, outcome: Outcome) -> Floats:
+        """Return numbers by which a network that was saved and loaded again shows that it is the same."""
+        assert outcome.log_probabilities is not None
+        return outcome.log_probabilities
+
+    def differs(self, before: Outcome, after: Outcome) -> str | None:
+        """Say how a saved network's answers differ from the evaluated one's beyond `proof`; by default None."""
+        del before, after
+        return None
+
+    def save(self, network: Any, folder: Path, max_length: int) -> None:
+        """Write a network that was trained whole in the form that plain libraries load."""
+        from finesmith.models.save import save_classifier
+
+        del max_length
+        save_classifier(network, folder)
+
+    def complete(self, network: Any, folder: Path) -> None:
+        """Write what other programs need beside the weights into a saved folder: by default nothing more."""
+        del network, folder
+
+    @abstractmethod
+    def fit_baseline(self, name: str, train: Corpus, encoded: Encoded, base: Callable[[], Any]) -> Baseline:
+        """Fit a baseline of `baselines` on the training rows and their tokens; `base` loads the untuned model, once.
+
+        Raises DataError where these rows do not allow it.
+        """
 
     @abstractmethod
     def measure(self, corpus: Corpus, encoded: Encoded, outcome: Outcome) -> dict[str, Measurement]:
@@ -260,7 +320,7 @@ class LanguageTask(ABC):
 
 
 def over_tokens(
-    network: TokenNetwork,
+    network: Network,
     rows: Supervised,
     function: Callable[[Batch], torch.Tensor],
     width: int,

@@ -7,18 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from finesmith.tasks import documents
-from finesmith.tasks.language import (
-    Baseline,
-    Choices,
-    Corpus,
-    Encoded,
-    LanguageTask,
-    Outcome,
-    Reading,
-    over_tokens,
-    sums_by_row,
-    targets_by_row,
-)
+from finesmith.tasks.corpus import Baseline, Choices, Corpus, Encoded, Outcome, Reading
+from finesmith.tasks.language import LanguageTask, over_tokens, sums_by_row, targets_by_row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,7 +85,10 @@ class MaskedText(LanguageTask):
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> MaskedText:
         """Rebuild the task from `state`."""
-        return cls(int(state["overlap"]), float(state["rate"]), bool(state["whole_words"]))
+        rate, whole_words = state["rate"], state["whole_words"]
+        if type(rate) is not float or not 0 < rate < 1 or type(whole_words) is not bool:
+            raise ValueError(rate)
+        return cls(documents.overlap_of(state), rate, whole_words)
 
     @property
     def state(self) -> dict[str, Any]:

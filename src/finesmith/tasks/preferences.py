@@ -1,235 +1,388 @@
-"""Losses on preferred and rejected answers, from the log-probabilities of whole answers.
+"""Preferences: the better of two answers to one prompt (DPO, IPO, ORPO), or answers marked good or bad (KTO).
 
-Everything here is a function of sums: `policy` and `reference` are log p(answer | prompt), summed over the answer's
-tokens, under the model in training and under the one it started from. Every loss returns a sum and its count.
+A row is a pair, its two sequences side by side in one micro-batch, or one marked answer. Rewards are measured against
+the model before tuning, whose log-probabilities are computed once, before the first step.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from finesmith.data.supervised import UNSUPERVISED, Supervised
 from finesmith.errors import DataError, UserError
-from finesmith.run import whole
+from finesmith.tasks import compared_answers
+from finesmith.tasks.compared_answers import Compared
+from finesmith.tasks.corpus import Baseline, Choices, Corpus, Encoded, LaidOut, Outcome, Reading, Speech
+from finesmith.tasks.language import LanguageTask, targets_by_row
+from finesmith.tasks.preference_losses import UNNAMED, Objective
+from finesmith.tasks.preference_rivals import Judged, Sides, answers, fit_rival, halved, signs, zeros
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    from torch import Tensor
-
-Summed = tuple["Tensor", int]
-Pair = tuple["Tensor", "Tensor"]
-
-
-def sums_by_row(values_S: Tensor, rows_S: Tensor, count: int) -> Tensor:
-    """Return the sum of each row's values, [count]; rows_S names the row of each value.
-
-    Raises DataError when a row has none: an answer without supervised tokens has no preference.
-    """
     import torch
+    from transformers import PreTrainedTokenizerBase
 
-    tokens = torch.bincount(rows_S, minlength=count)
-    empty = (tokens == 0).nonzero()[:, 0].tolist()
-    if empty:
+    from finesmith.evaluate.measurement import Measurement
+    from finesmith.models.adapter_kinds import Purpose
+    from finesmith.models.token_heads import Kind, TokenNetwork
+    from finesmith.tasks.language import Ints, Progress
+    from finesmith.types import Batch
+
+MARKED_LOSS = "kto"
+LOSSES = ("dpo", "ipo", "orpo", MARKED_LOSS)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """What a batch holds: sequences, int64 [B], their places in `Sides.sequences`; divergence: KTO's, of the step."""
+
+    sequences: Ints
+    divergence: float = 0.0
+
+
+@dataclass(frozen=True)
+class Preferences(LanguageTask):
+    """What people prefer. objective: the loss and its numbers; speech: how conversations are laid out."""
+
+    objective: Objective
+    speech: Speech
+
+    name: ClassVar[str] = "preferences"
+    unit: ClassVar[str] = "rows"
+    kind: ClassVar[Kind] = "causal"
+    purpose: ClassVar[Purpose] = "causal"
+    baselines: ClassVar[tuple[str, ...]] = ("base", "longer", "majority")
+    audits: ClassVar[frozenset[str]] = compared_answers.AUDITS
+    usual_length: ClassVar[int | None] = None
+    speaks: ClassVar[bool] = True
+    apart: ClassVar[str] = "rows with the same prompt share a split"
+    # DPO took 1e-6 where tuning takes 1e-5 (Rafailov et al. 2023, appendix B), Zephyr 5e-7 after 2e-5 (Tunstall et al.
+    # 2023, arXiv:2310.16944).
+    rate_scale: ClassVar[float] = 0.1
+
+    @classmethod
+    def read(cls, sources: Sequence[str], reading: Reading) -> Corpus:
+        """Read pairs of answers, or answers marked good or bad."""
+        return compared_answers.read(sources, reading)
+
+    @classmethod
+    def read_unlabelled(cls, sources: Sequence[str], reading: Reading) -> Corpus:
+        """Read the same: which answer is said to be better is part of the question, and every row is answered."""
+        return compared_answers.read(sources, replace(reading, malformed="stop"))
+
+    @classmethod
+    def join(cls, parts: Sequence[Corpus]) -> Corpus:
+        """Lay rows end to end."""
+        return compared_answers.join(parts)
+
+    @classmethod
+    def take(cls, corpus: Corpus, positions: Sequence[int] | Ints) -> Corpus:
+        """Return the rows at `positions`."""
+        return compared_answers.take(corpus, positions)
+
+    @classmethod
+    def of_texts(cls, texts: Sequence[str], where: Sequence[str]) -> Corpus:
+        """Refuse: a text alone is no answer to anything."""
+        del texts, where
         raise DataError(
-            f"rows {empty[:20]} of this batch have no supervised token left, so no log-probability; "
-            "raise data.max_length or drop these rows"
+            "this model compares answers to prompts, so a text alone says nothing; give a file of rows with prompt, "
+            "chosen and rejected to `finesmith predict`"
         )
-    return torch.zeros(count, dtype=values_S.dtype, device=values_S.device).index_add(0, rows_S, values_S)
 
+    @classmethod
+    def lay_out(
+        cls, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, choices: Choices, max_length: int
+    ) -> LaidOut | None:
+        """Make tokens of all answers; a row is kept where all of its answers fit."""
+        return compared_answers.lay_out(corpus, tokenizer, choices, max_length)
 
-# --- losses ----------------------------------------------------------------------------------------------------------
+    @classmethod
+    def learn(cls, train: Corpus, choices: Choices) -> Preferences:
+        """Take what the recipe chose; the rows say whether pairs or marks are learnt.
 
+        Raises UserError when the loss is for other rows.
+        """
+        asked = choices.objective.loss
+        marked = train.content.good is not None
+        if marked and len(set(train.content.good)) < 2:
+            raise DataError(
+                f"all of the {len(train):,} training answers are {'good' if train.content.good[0] else 'bad'}; "
+                "expected good and bad ones"
+            )
+        loss = asked if asked != UNNAMED.loss else MARKED_LOSS if marked else "dpo"
+        if (loss == MARKED_LOSS) != marked:
+            has = "single answers marked good or bad" if marked else "pairs of a chosen and a rejected answer"
+            raise UserError(
+                f"train.loss is {loss}, but the rows are {has}; use {'kto' if marked else 'dpo, ipo or orpo'}, or "
+                "leave train.loss out"
+            )
+        return cls(replace(choices.objective, loss=loss), choices.speech)
 
-def dpo_loss(policy: Pair, reference: Pair, *, beta: float = 0.1, smoothing: float = 0.0) -> Summed:
-    """Return the sum of -log sigmoid(beta h) over pairs, with h how much more the policy prefers than the reference.
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Preferences:
+        """Rebuild the task from `state`."""
+        objective = Objective(**state["objective"])
+        numbers = [value for name, value in asdict(objective).items() if name != "loss"]
+        if objective.loss not in LOSSES or not all(type(value) is float for value in numbers):
+            raise ValueError(objective)
+        return cls(objective, compared_answers.speech_of(state["speech"]))
 
-    policy and reference: (chosen, rejected), [N] each; h = (policy - reference) of chosen minus that of rejected
-    (Rafailov et al. 2023, arXiv:2305.18290, equation 7). smoothing: the share of pairs whose preference is taken to be
-    the wrong way round (conservative DPO). Raises UserError when beta or smoothing is out of range.
-    """
-    from torch.nn.functional import logsigmoid
+    @property
+    def state(self) -> dict[str, Any]:
+        """The objective and how conversations are laid out."""
+        return {
+            "name": self.name, "objective": asdict(self.objective), "speech": compared_answers.speech_state(self.speech)
+        }  # fmt: skip
 
-    _above_zero("beta", beta)
-    if not 0 <= smoothing < 0.5:
-        raise UserError(f"preference label smoothing is {smoothing}, expected 0 <= smoothing < 0.5")
-    logits = beta * _preference(policy, reference)
-    loss = -(1 - smoothing) * logsigmoid(logits) - smoothing * logsigmoid(-logits)
-    return loss.sum(), len(logits)
+    @property
+    def choices(self) -> Choices:
+        """What the rows of the run were laid out by."""
+        return Choices(speech=self.speech, objective=self.objective)
 
+    @property
+    def settled(self) -> Mapping[str, tuple[Any, str]]:
+        """The chat template, and the loss that the rows ask for."""
+        rows = "marked answers" if self.marked else "pairs of answers"
+        own = self.speech.template == "own"
+        return {
+            "text.template": (
+                self.speech.template, "the tokenizer's own" if own else "the tokenizer has no chat template of its own"
+            ),
+            "train.loss": (self.objective.loss, f"the default for {rows}"),
+        }  # fmt: skip
 
-def ipo_loss(policy: Pair, reference: Pair, *, beta: float = 0.1, lengths: Pair | None = None) -> Summed:
-    """Return the sum of (h - 1 / (2 beta))^2 over pairs (Azar et al. 2023, arXiv:2310.12036, equation 17).
+    @property
+    def marked(self) -> bool:
+        """Whether rows are single answers marked good or bad."""
+        return self.objective.loss == MARKED_LOSS
 
-    beta is the paper's tau. lengths: the tokens of (chosen, rejected) answers; with them h is made of means a token, so
-    that the target does not depend on how long answers are. Raises UserError when beta is not above zero.
-    """
-    _above_zero("beta", beta)
-    if lengths is None:
-        h = _preference(policy, reference)
-    else:
-        means = [(p - r) / n.to(p) for p, r, n in zip(policy, reference, lengths, strict=True)]
-        h = means[0] - means[1]
-    return (h - 1 / (2 * beta)).square().sum(), len(h)
+    @property
+    def refers(self) -> bool:
+        """Whether the loss compares with the model before tuning."""
+        return self.objective.refers
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """How often rewards agree with people."""
+        return ("reward_accuracy",)
 
-def orpo_loss(policy: Pair, lengths: Pair, *, weight: float = 0.1) -> Summed:
-    """Return the sum over pairs of the chosen answer's loss a token and of -weight log sigmoid(log odds ratio).
+    @property
+    def labels(self) -> None:
+        """Words have no labels."""
+        return
 
-    odds = p / (1 - p) of p, the geometric mean of an answer's token probabilities (Hong et al. 2024, arXiv:2403.07691,
-    equations 3 to 7; weight is its lambda). There is no reference model. Raises UserError when weight is negative or
-    not finite.
-    """
-    from torch.nn.functional import logsigmoid
+    def require_known(self, corpus: Corpus) -> None:
+        """Refuse pairs where marked answers are expected, and the other way round."""
+        if (corpus.content.good is not None) != self.marked:
+            words = ("answers marked good or bad", "pairs of a chosen and a rejected answer")
+            raise DataError(
+                f"{corpus.where[0]}: the rows are {words[self.marked]}, but this model was tuned on "
+                f"{words[not self.marked]}; give rows of that form"
+            )
 
-    if not (weight >= 0 and math.isfinite(weight)):
-        raise UserError(f"the weight of ORPO's odds ratio is {weight}, expected 0 or more; 0.1 is usual")
-    chosen, rejected = (p / n.to(p) for p, n in zip(policy, lengths, strict=True))
-    loss = -chosen - weight * logsigmoid(_log_odds(chosen) - _log_odds(rejected))
-    return loss.sum(), len(chosen)
+    def encode(self, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+        """Return the tokens of rows that were laid out: both answers of a pair are one row."""
+        del tokenizer
+        content: Compared = corpus.content
+        sequences = content.sequences
+        assert sequences is not None, "rows are laid out first"
+        if content.good is None:
+            rows = Supervised(sequences.tokens, sequences.offsets[::2], sequences.targets)
+            return Encoded(rows, rows.lengths(), Sides(sequences))
+        import numpy as np
 
+        other = compared_answers.mismatch(sequences, max_length)
+        return Encoded(sequences, sequences.lengths(), Sides(sequences, np.array(content.good), other))
 
-def kto_loss(
-    policy: Tensor,
-    reference: Tensor,
-    desirable: Tensor,
-    divergence: Tensor,
-    *,
-    beta: float = 0.1,
-    desirable_weight: float = 1.0,
-    undesirable_weight: float = 1.0,
-) -> Summed:
-    """Return the sum over single answers, good or bad, of weight - value (Ethayarajh et al. 2024, arXiv:2402.01306).
+    def begin(self, network: TokenNetwork, encoded: Encoded, *, cache: Path | None, key: str) -> Encoded:
+        """Return rows with the log-probabilities of their answers before tuning, from the cache where they are."""
+        from finesmith.tasks.preference_losses import load_reference, reference_key, save_reference
 
-    value = weight sigmoid(beta (r - z)) of a desirable answer and weight sigmoid(beta (z - r)) of another, with
-    r = policy - reference and z = `divergence` of `kto_divergence` (equation 8). policy and reference: [N]; desirable:
-    bool [N]. Raises UserError when beta or a weight is not above zero.
-    """
-    import torch
+        if not self.refers:
+            return encoded
+        sides: Sides = encoded.detail
+        both = [sides.sequences] + ([] if sides.mismatched is None else [sides.mismatched])
+        arrays = {
+            f"{name} {number}": getattr(rows, name)
+            for number, rows in enumerate(both)
+            for name in ("tokens", "offsets", "targets")
+        }
+        name = reference_key(key, arrays, {})
+        sizes = [len(rows) for rows in both]
+        found = None if cache is None else load_reference(cache, name, sum(sizes))
+        if found is None:
+            import numpy as np
 
-    for name, value in (("beta", beta), ("desirable_weight", desirable_weight)):
-        _above_zero(name, value)
-    _above_zero("undesirable_weight", undesirable_weight)
-    away = policy - reference - divergence.detach()
-    sign = torch.full_like(away, -1).masked_fill(desirable, 1)
-    weights = torch.full_like(away, undesirable_weight).masked_fill(desirable, desirable_weight)
-    # 1 - sigmoid(x) = sigmoid(-x), which keeps its digits where x is large.
-    return (weights * torch.sigmoid(-beta * sign * away)).sum(), len(away)
+            found = np.concatenate([answers(network, rows) for rows in both])
+            if cache is not None:
+                save_reference(cache, name, found.tolist())
+        other = found[sizes[0] :] if len(both) > 1 else None
+        return replace(encoded, detail=replace(sides, reference=found[: sizes[0]], mismatched_reference=other))
 
+    def batch(self, encoded: Encoded, positions: Ints, ids: Ints, epoch: int, seed: int, device: Any) -> Batch:
+        """Return the answers of rows, both of a pair, in the order of their lengths."""
+        import numpy as np
 
-def kto_divergence(policy_mismatched: Tensor, reference_mismatched: Tensor) -> Tensor:
-    """Return the estimate of KL(policy || reference) of one batch: max(0, mean(policy - reference)), without gradient.
+        from finesmith.data.packing import ragged
 
-    Both are the log-probabilities, [N], of each prompt's *mismatched* answer: that of the next row of the batch, the
-    first row's for the last (`mismatched`; section 4.1 of the paper). Raises UserError for a batch of one row, whose
-    only answer matches.
-    """
-    if len(policy_mismatched) < 2:
-        raise UserError("KTO estimates its divergence from other rows' answers; use a batch of at least 2 rows")
-    return (policy_mismatched - reference_mismatched).mean().clamp_min(0).detach()
+        del epoch, seed
+        sequences, sides = encoded.detail.sequences, 1 if self.marked else 2
+        places = (np.asarray(positions, np.int64)[:, None] * sides + np.arange(sides)).ravel()
+        places = places[np.argsort(sequences.lengths()[places], kind="stable")]
+        made = ragged(sequences, places, ids=np.repeat(ids, sides), device=device)
+        return replace(made, extra=Placed(places))
 
+    def prepared(self, network: TokenNetwork, encoded: Encoded, batches: Sequence[Batch]) -> list[Batch]:
+        """Return the batches of a step with KTO's estimate of how far the network has gone, over all of their rows."""
+        sides: Sides = encoded.detail
+        if not self.marked or sides.mismatched is None:
+            return list(batches)
+        import numpy as np
 
-def mismatched(count: int) -> list[int]:
-    """Return which row's answer goes with each prompt for KTO's divergence: row i takes that of row i + 1."""
-    return [(row + 1) % count for row in range(count)]
+        places = np.concatenate([batch.extra.sequences for batch in batches])
+        gone = self._divergence(network, sides, places)
+        return [replace(batch, extra=replace(batch.extra, divergence=gone)) for batch in batches]
 
+    def _divergence(self, network: TokenNetwork, sides: Sides, places: Ints) -> float:
+        import torch
 
-def _preference(policy: Pair, reference: Pair) -> Tensor:
-    return (policy[0] - policy[1]) - (reference[0] - reference[1])
+        from finesmith.tasks.preference_losses import kto_divergence
 
+        assert sides.mismatched is not None
+        assert sides.mismatched_reference is not None
+        policy = answers(network, sides.mismatched.take(places))
+        return float(kto_divergence(torch.from_numpy(policy), torch.from_numpy(sides.mismatched_reference[places])))
 
-def _log_odds(log_p: Tensor) -> Tensor:
-    """Return log(p / (1 - p)), with the digits of 1 - p kept wherever p lies."""
-    import torch
+    def loss(self, network: TokenNetwork, encoded: Encoded, batch: Batch) -> tuple[torch.Tensor, int]:
+        """Return the sum of the losses of a batch's rows, and how many rows."""
+        import torch
 
-    small = log_p < -math.log(2)
-    # Each branch is computed where it is exact; the other is given a harmless value, so that no gradient is NaN.
-    tail = torch.log1p(-torch.where(small, log_p, -1.0).exp())
-    head = torch.log(-torch.expm1(torch.where(small, -1.0, log_p)))
-    return log_p - torch.where(small, tail, head)
+        from finesmith.models.token_loss import token_log_probabilities
+        from finesmith.tasks import preference_losses
 
+        assert batch.targets is not None
+        values = token_log_probabilities(network, batch)
+        sequence = torch.arange(len(batch.lengths), device=values.device).repeat_interleave(batch.lengths)
+        owner = sequence[batch.targets != UNSUPERVISED]
+        policy = preference_losses.sums_by_row(values, owner, len(batch.lengths))
+        counts = torch.bincount(owner, minlength=len(batch.lengths))
+        losses, _ = self._judge(policy, counts, encoded.detail, batch.extra.sequences, batch.extra.divergence)
+        return losses.sum(), len(losses)
 
-def _above_zero(name: str, value: float) -> None:
-    if not (value > 0 and math.isfinite(value)):
-        raise UserError(f"preference {name} is {value}, expected a number above 0")
+    def units(self, batches: Sequence[Batch]) -> int:
+        """Return how many rows the batches hold."""
+        return sum(len(batch.lengths) for batch in batches) // (1 if self.marked else 2)
 
+    def predict(self, network: TokenNetwork, encoded: Encoded, progress: Progress | None = None) -> Outcome:
+        """Return the log-probability of every answer, and rewards where the model before tuning is known."""
+        import numpy as np
+        import torch
 
-# --- what is reported ------------------------------------------------------------------------------------------------
-
-
-def rewards(policy: Tensor, reference: Tensor, *, beta: float) -> Tensor:
-    """Return the implicit reward of each answer: beta (policy - reference), without gradient."""
-    return beta * (policy - reference).detach()
-
-
-def reward_scores(chosen_N: Tensor, rejected_N: Tensor) -> dict[str, float]:
-    """Return the share of pairs whose chosen answer has the higher reward, a tie counting half, and the mean margin."""
-    margin = (chosen_N - rejected_N).double()
-    won = (margin > 0).double() + (margin == 0).double() / 2
-    return {"reward_accuracy": float(won.mean()), "reward_margin": float(margin.mean())}
-
-
-# --- the reference, computed once ------------------------------------------------------------------------------------
-
-Kind = Literal["answers", "mismatched"]
-
-
-def reference_key(model: str, arrays: Mapping[str, npt.NDArray[np.generic]], settings: Mapping[str, str]) -> str:
-    """Return a SHA-256 of everything that reference log-probabilities depend on.
-
-    model: the hash of the reference's weights. arrays: the token ids, offsets and targets, by name. settings: whatever
-    else changes the numbers (number type, kind of answers, library versions), by name.
-    """
-    import json
-
-    digest = hashlib.sha256(json.dumps([model, sorted(settings.items())]).encode())
-    for name in sorted(arrays):
-        array = arrays[name]
-        digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-def save_reference(folder: Path, key: str, values: Iterable[float]) -> Path:
-    """Write reference log-probabilities under their key, whole or not at all; return the file.
-
-    Raises DataError when one is not finite, RunError when the disk is full.
-    """
-    import numpy as np
-
-    array = np.fromiter(values, dtype=np.float64)
-    wrong = np.flatnonzero(~np.isfinite(array))
-    if len(wrong):
-        raise DataError(
-            f"the reference model's log-probability of row {int(wrong[0])} is {array[wrong[0]]}, expected a finite "
-            "number; use a wider number type (train.dtype=float32)"
+        sides: Sides = encoded.detail
+        policy = answers(network, sides.sequences, progress if self.marked else halved(progress))
+        counts = targets_by_row(sides.sequences)
+        if self.refers and sides.reference is None:
+            return Outcome(None, policy, counts)
+        gone = 0.0
+        if sides.mismatched is not None:
+            gone = self._divergence(network, sides, np.arange(len(sides.mismatched)))
+        losses, margins = self._judge(
+            torch.from_numpy(policy), torch.from_numpy(counts), sides, np.arange(len(policy)), gone
         )
-    path = folder / f"reference-{key}.npy"
-    with whole(path) as beside, beside.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-    return path
+        judged = Judged(margins.numpy(), losses.numpy(), sides.reference)
+        return Outcome(judged, policy, counts, float(losses.mean()))
+
+    def _judge(
+        self, policy: torch.Tensor, counts: torch.Tensor, sides: Sides, places: Ints, divergence: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return losses and margins of the rows whose sequences stand at `places`; for pairs in the order of rows."""
+        import numpy as np
+        import torch
+
+        def known(values: Any, dtype: torch.dtype) -> torch.Tensor:
+            # Not every device has the numbers of the reference: they are narrowed before they go there.
+            return torch.from_numpy(np.ascontiguousarray(values[places])).to(dtype).to(policy.device)
+
+        reference = None if sides.reference is None else known(sides.reference, policy.dtype)
+        if self.marked:
+            assert reference is not None
+            gone = policy.new_tensor(divergence)
+            return self.objective.of_marked(policy, reference, known(sides.good, torch.bool), gone)
+        order = torch.from_numpy(np.argsort(places, kind="stable")).to(policy.device)
+
+        def parted(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return values[order[::2]], values[order[1::2]]
+
+        before = None if reference is None else parted(reference)
+        return self.objective.of_pairs(parted(policy), before, parted(counts))
+
+    def fit_baseline(self, name: str, train: Corpus, encoded: Encoded, base: Callable[[], TokenNetwork]) -> Baseline:
+        """Prefer what the untuned model finds likelier a token, or the longer answer, or nothing."""
+        return fit_rival(name, train, encoded, base)
+
+    def measure(self, corpus: Corpus, encoded: Encoded, outcome: Outcome) -> dict[str, Measurement]:
+        """Measure how often margins are on people's side; of rewards their mean too, and of a network the loss."""
+        from finesmith.evaluate.measurement import mean_of
+        from finesmith.evaluate.preference import preferences
+
+        del corpus, encoded
+        judged: Judged = outcome.answers
+        found = preferences(judged.margins, zeros(len(judged.margins)))
+        if judged.losses is None:
+            return {"reward_accuracy": found["reward_accuracy"]}
+        loss = mean_of("preference_loss", judged.losses, "positive", higher_is_better=False)
+        return {**found, "preference_loss": loss}
+
+    def columns(self, corpus: Corpus, outcome: Outcome, *, quote: bool) -> dict[str, list[Any]]:
+        """Return which answer is preferred, or whether it is good, the margin and the log-probabilities."""
+        import numpy as np
+
+        judged: Judged = outcome.answers
+        logs = outcome.log_probabilities
+        margins = judged.margins
+        sure = (1 / (1 + np.exp(-np.abs(margins)))).tolist()
+        shown: dict[str, list[Any]] = {"text": compared_answers.readable(corpus.content)} if quote else {}
+        if self.marked:
+            good = np.array(corpus.content.good)
+            side = signs(good) * margins
+            shown["prediction"] = [_named(value, "good", "bad") for value in side.tolist()]
+            shown |= {"confidence": sure, "reward": side.tolist()}
+            return shown if logs is None else {**shown, "log_probability": logs.tolist()}
+        shown["prediction"] = [_named(value, "chosen", "rejected") for value in margins.tolist()]
+        shown |= {"confidence": sure, "margin": margins.tolist()}
+        if logs is None:
+            return shown
+        return {
+            **shown, "chosen_log_probability": logs[::2].tolist(), "rejected_log_probability": logs[1::2].tolist()
+        }  # fmt: skip
+
+    def label_column(self, corpus: Corpus, *, quote: bool) -> list[Any]:
+        """Return what people said."""
+        del quote
+        good = corpus.content.good
+        return ["chosen"] * len(corpus) if good is None else ["good" if one else "bad" for one in good]
+
+    def details(self, corpus: Corpus, outcome: Outcome) -> dict[str, Any]:
+        """Tell how likely answers were before tuning and are now, a token on average."""
+        judged: Judged = outcome.answers
+        if judged.reference is None or outcome.log_probabilities is None or outcome.targets is None:
+            return {}
+        good = corpus.content.good
+        return {
+            "answers": compared_answers.moved(
+                judged.reference, outcome.log_probabilities, outcome.targets, None if good is None else list(good)
+            )
+        }
+
+    def summary(self, corpus: Corpus) -> dict[str, Any]:
+        """Count pairs, or good and bad answers, and prompts."""
+        return compared_answers.summary(corpus)
 
 
-def load_reference(folder: Path, key: str, count: int) -> npt.NDArray[np.float64] | None:
-    """Return the `count` log-probabilities saved under a key, or None where there are none yet.
+def _named(margin: float, above: str, below: str) -> str:
+    return above if margin > 0 else below if margin < 0 else "neither"
 
-    Raises DataError when the file is not what `save_reference` wrote.
-    """
-    import numpy as np
 
-    path = folder / f"reference-{key}.npy"
-    if not path.is_file():
-        return None
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path} cannot be read ({str(error)[:80]}); delete it, it will be computed again") from error
-    if array.dtype != np.float64 or array.shape != (count,) or not np.isfinite(array).all():
-        raise DataError(
-            f"{path} holds {array.dtype} {array.shape}, expected {count:,} finite numbers of type float64; "
-            "delete it, it will be computed again"
-        )
-    return array  # type: ignore[no-any-return]
+TASK: type[LanguageTask] = Preferences

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,18 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from finesmith.data.supervised import UNSUPERVISED
 from finesmith.data.tags import OUTSIDE, SCHEMES, Scheme, Sentences, label_names, spans_of
 from finesmith.errors import DataError
-from finesmith.tasks.language import (
-    Baseline,
-    Choices,
-    Corpus,
-    Encoded,
-    LanguageTask,
-    Outcome,
-    Reading,
-    over_tokens,
-    sums_by_row,
-    targets_by_row,
-)
+from finesmith.tasks.corpus import Baseline, Choices, Corpus, Encoded, Outcome, Reading
+from finesmith.tasks.language import LanguageTask, over_tokens, sums_by_row, targets_by_row
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +30,8 @@ if TYPE_CHECKING:
 # What others call the columns of words and of labels, in the order in which they are looked for.
 WORD_COLUMNS = ("tokens", "words", "text", "sentence")
 TAG_COLUMNS = ("ner_tags", "tags", "labels", "entities", "spans", "label", "pos_tags")
-TABLES = frozenset({".jsonl", ".json", ".parquet", ".csv", ".gz"})
+FEWEST_LABELS = 2
+TABLES = frozenset({".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".xlsx"})
 
 
 @dataclass(frozen=True)
@@ -67,7 +59,7 @@ class TokenClassification(LanguageTask):
     @classmethod
     def read(cls, sources: Sequence[str], reading: Reading) -> Corpus:
         """Read CoNLL columns, or rows with words and tags, or with a text and its spans."""
-        tabled = [Path(source).suffix.lower() in TABLES or not Path(source).exists() for source in sources]
+        tabled = [_is_table(source) for source in sources]
         if all(tabled):
             return _read_table(sources, reading)
         if any(tabled):
@@ -80,12 +72,8 @@ class TokenClassification(LanguageTask):
     @classmethod
     def read_unlabelled(cls, sources: Sequence[str], reading: Reading) -> Corpus:
         """Read words; every one is tagged O until the model says otherwise."""
-        if all(Path(source).suffix.lower() in TABLES for source in sources):
-            return _read_table(sources, reading, labelled=False)
-        found = _read_columns(sources, reading)
-        words = found.content
-        bare = replace(words, tags=tuple((OUTSIDE,) * len(row) for row in words.tags))
-        return replace(found, content=bare, labels=None)
+        tabled = all(_is_table(source) for source in sources)
+        return (_read_table if tabled else _read_columns)(sources, reading, labelled=False)
 
     @classmethod
     def join(cls, parts: Sequence[Corpus]) -> Corpus:
@@ -132,7 +120,7 @@ class TokenClassification(LanguageTask):
         """
         del choices
         names = label_names(train.content.tags, train.content.scheme)
-        if len(names) < 2:
+        if len(names) < FEWEST_LABELS:
             raise DataError(
                 f"all words of the training sentences are tagged {names[0] if names else OUTSIDE!r}; expected at least "
                 "two tags: check that the last column holds them, or name their column with --set data.label=COLUMN"
@@ -143,7 +131,8 @@ class TokenClassification(LanguageTask):
     def from_state(cls, state: Mapping[str, Any]) -> TokenClassification:
         """Rebuild the task from `state`."""
         names, scheme = state["labels"], state["scheme"]
-        if scheme not in SCHEMES or not all(isinstance(name, str) for name in names):
+        known = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if not known or len(set(names)) != len(names) or len(names) < FEWEST_LABELS or scheme not in SCHEMES:
             raise ValueError(scheme)
         return cls(tuple(names), scheme)
 
@@ -341,7 +330,13 @@ def _corpus(
     return Corpus(sentences.texts, tags, groups, sentences.where, origins, columns, notes, sentences)
 
 
-def _read_columns(sources: Sequence[str], reading: Reading) -> Corpus:
+def _is_table(source: str) -> bool:
+    path = Path(source)
+    packed = path.suffix.lower() == ".gz"
+    return (Path(path.stem) if packed else path).suffix.lower() in TABLES or not path.is_file()
+
+
+def _read_columns(sources: Sequence[str], reading: Reading, *, labelled: bool = True) -> Corpus:
     """Read files with a word and its tag on each line."""
     for name, column in (("text", reading.text), ("label", reading.label)):
         if column is not None:
@@ -354,8 +349,9 @@ def _read_columns(sources: Sequence[str], reading: Reading) -> Corpus:
 
     parts, origins = [], []
     for source in sources:
-        found = read_conll([source], encoding=reading.encoding)
-        origin = Origin(source, "conll", reading.encoding or "utf-8", len(found), 0, sha256(Path(source)), found.notes)
+        found = read_conll([source], encoding=reading.encoding, labelled=labelled)
+        told = ", ".join(found.encodings)
+        origin = Origin(source, "conll", told, len(found), 0, sha256(Path(source)), found.notes)
         names = [f"{source} document {number}" for number in found.documents]
         groups = names if len(set(names)) < len(names) else None
         parts.append(_corpus(found, groups, [origin], {}, ()))
@@ -374,13 +370,32 @@ def _read_table(sources: Sequence[str], reading: Reading, *, labelled: bool = Tr
     for name in (text, label):
         if name not in source.table.column_names:
             listed = ", ".join(source.table.column_names)
-            raise DataError(f"{source.origins[0].name} has no column {name[:80]!r}; its columns are {listed[:300]}")
-    texts, labels = (source.table.column(name).to_pylist() for name in (text, label))
+            key = "data.text" if name == text else "data.label"
+            raise DataError(
+                f"{source.origins[0].name} has no column {name[:80]!r}; its columns are {listed[:300]}: name the right "
+                f"one with --set {key}=COLUMN (predict and evaluate: --{key[5:]})"
+            )
+    texts, labels = (_unfolded(source.table.column(name).to_pylist()) for name in (text, label))
     read_lists = isinstance(next((each for each in texts if each is not None), None), list)
     if not labelled:
         labels = [[OUTSIDE] * len(row) if isinstance(row, list) else [] for row in texts]
     found = (sentences_of_lists if read_lists else sentences_of_spans)(texts, labels, source.places())
     return _corpus(found, None, source.origins, {"text": text, "label": label}, found.notes)
+
+
+def _unfolded(values: list[Any]) -> list[Any]:
+    """Return a column with lists where they came as JSON texts, as they do beside values of other types."""
+    opened = [_from_json(each) if isinstance(each, str) and each.startswith("[") else each for each in values]
+    lists = sum(isinstance(each, list) for each in opened)
+    return opened if 2 * lists > sum(each is not None for each in values) else values
+
+
+def _from_json(text: str) -> Any:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return found if isinstance(found, list) else text
 
 
 def _first(source: Source, known: Sequence[str], what: str, key: str) -> str:

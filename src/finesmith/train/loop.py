@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from finesmith.errors import DivergenceError
 from finesmith.train.optimiser import Schedule, set_rate
-from finesmith.train.step import LossSum, backward, clip_gradients
+from finesmith.train.step import Backward, LossSum, backward, clip_gradients
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,7 +36,8 @@ class Step:
 class Plan:
     """What the loop needs to know: how many steps, which batches, how to count them.
 
-    batches(step): the micro-batches of optimiser step `step` (from 0), and the number of supervised units in them.
+    batches(step): the micro-batches of optimiser step `step` (from 0), and the number of supervised units in them;
+    backward: how the gradient over them is found.
     """
 
     steps: int
@@ -44,6 +45,7 @@ class Plan:
     batches: Callable[[int], tuple[Sequence[Batch], int]]
     max_grad_norm: float
     seed: int
+    backward: Backward = backward
 
 
 def train(
@@ -68,7 +70,7 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         batches, units = plan.batches(step)
         try:
-            loss, examples, tokens = backward(loss_sum, batches, units, _seeder(plan.seed, step))
+            loss, examples, tokens = plan.backward(loss_sum, batches, units, _seeder(plan.seed, step))
         except DivergenceError as error:
             raise _diverged(step, plan, str(error), error.ids) from None
         try:

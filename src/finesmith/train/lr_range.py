@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from finesmith.errors import DivergenceError
 from finesmith.train.loop import Plan, mix
 from finesmith.train.optimiser import set_rate
-from finesmith.train.step import LossSum, backward, clip_gradients
+from finesmith.train.step import LossSum, clip_gradients
 
 if TYPE_CHECKING:
     from torch import nn
@@ -98,7 +98,7 @@ def _ramp(
         optimizer.zero_grad(set_to_none=True)
         batches, units = plan.batches(step % max(1, plan.steps))
         try:
-            loss, _, _ = backward(loss_sum, batches, units, _seeder(plan.seed, step))
+            loss, _, _ = plan.backward(loss_sum, batches, units, _seeder(plan.seed, step))
             clip_gradients(parameters, plan.max_grad_norm)
         except DivergenceError:
             return

@@ -25,7 +25,8 @@ class Shape:
 
     `trained_layers` counts the layers that gradients flow through: from the lowest with anything trainable upwards.
     `output_width` is the number of values the model returns per token (the vocabulary of a language model), 0 for a
-    model that returns a few values per sequence. `gated` says that the feed-forward block multiplies two branches;
+    model that returns a few values per sequence. `adapter_width` is the number of values that adapters keep per token,
+    over all layers. `gated` says that the feed-forward block multiplies two branches;
     `score_copies` is how many matrices of attention scores a layer makes (4 where positions have their own).
     """
 
@@ -39,6 +40,7 @@ class Shape:
     gated: bool = False
     score_copies: int = 1
     output_width: int = 0
+    adapter_width: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,13 @@ class MicroBatch:
 
 
 def shape_of(
-    config: Any, *, parameters: int, trainable: int, trained_layers: int | None = None, output_width: int = 0
+    config: Any,
+    *,
+    parameters: int,
+    trainable: int,
+    trained_layers: int | None = None,
+    output_width: int = 0,
+    adapter_width: int = 0,
 ) -> Shape:
     """Read a transformers configuration, whichever names its family uses.
 
@@ -100,7 +108,9 @@ def shape_of(
     gated = "rms_norm_eps" in values or "glu" in activation or values.get("model_type") == "modernbert"
     deep = layers if trained_layers is None else trained_layers
     copies = 4 if values.get("pos_att_type") else 1
-    return Shape(layers, hidden, heads, intermediate, parameters, trainable, deep, gated, copies, output_width)
+    return Shape(
+        layers, hidden, heads, intermediate, parameters, trainable, deep, gated, copies, output_width, adapter_width
+    )
 
 
 def estimate(shape: Shape, lengths: Sequence[int], *, free: int, dtype: str, padded: bool = False) -> Estimate:
@@ -129,7 +139,9 @@ def estimate(shape: Shape, lengths: Sequence[int], *, free: int, dtype: str, pad
         "weights": shape.parameters * (FLOAT32_BYTES + (wide if dtype == "bfloat16" else 0)),
         "gradients": shape.trainable * FLOAT32_BYTES,
         "optimiser": shape.trainable * 2 * FLOAT32_BYTES,
-        "activations": int(SAFETY * tokens * (shape.trained_layers * per_token + 3 * shape.hidden * wide)),
+        "activations": int(
+            SAFETY * tokens * (shape.trained_layers * per_token + (3 * shape.hidden + shape.adapter_width) * wide)
+        ),
         "attention": int(SAFETY * squares * shape.trained_layers * per_pair),
         # Whatever depth is trained, one layer's buffers and their gradients are alive at a time.
         "backward": int(SAFETY * (work + squares * shape.score_copies * shape.heads * 2 * wide)),

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from finesmith.train.adamw import Optimizer
 
+# What adapters add that is no matrix of a product: factors that begin at 1, and vectors of words.
+NOT_SHRUNK = (".ia3_l.", ".trainable_tokens_delta.")
 ScheduleName = Literal["linear", "cosine", "constant", "plateau"]
 
 
@@ -22,6 +24,7 @@ def parameter_groups(
 
     Weight decay applies to matrices that multiply activations. It does not apply to biases and norms, nor to
     embeddings: decoupled decay would shrink the vectors of words that never occur in the data, undoing pre-training.
+    Nor does it apply to the factors of IA3, which change nothing at 1 and not at 0.
     `scales` multiplies the learning rate by parameter name. Groups come in a fixed order.
     """
     from torch import nn
@@ -31,7 +34,7 @@ def parameter_groups(
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        decays = parameter.ndim >= 2 and id(parameter) not in embeddings
+        decays = parameter.ndim >= 2 and id(parameter) not in embeddings and not any(n in name for n in NOT_SHRUNK)
         scale = 1.0 if scales is None else scales.get(name, 1.0)
         groups.setdefault((weight_decay if decays else 0.0, learning_rate * scale), []).append(parameter)
     return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Sums the losses of a micro-batch's supervised units (examples or tokens) and counts them.
 LossSum = Callable[["Batch"], tuple["torch.Tensor", int]]
+# Accumulates the gradient of a step, as `backward` does.
+Backward = Callable[[LossSum, Sequence["Batch"], int, Callable[[int], None]], tuple[float, int, int]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import RunError
-from finesmith.run import read_json
+from finesmith.recipe import ADAPTERS
+from finesmith.run import Run, read_json
 
 if TYPE_CHECKING:
     from finesmith.tasks.protocol import Task
@@ -18,6 +19,7 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "method": (str,),
     "base": (str,),
     "revision": (str, type(None)),
+    "base_sha256": (str, type(None)),
     "max_length": (int,),
     "cleaning": (dict,),
     "reading": (dict,),
@@ -27,7 +29,7 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "metric": (str,),
 }
 LONGEST = 2**24
-METHODS = frozenset({"full", "head_then_full", "lora", "features"})
+METHODS = frozenset({"full", "head_then_full", "features", *ADAPTERS})
 POOLINGS = frozenset({"mean", "cls", "last"})
 
 
@@ -67,3 +69,19 @@ def damaged(path: Path, key: str, value: object) -> RunError:
         f"{path} is damaged: {key or 'it'} is {str(value)[:80]!r}, which finesmith does not write; copy the model "
         "folder back from where it is whole, or tune again"
     )
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder is a model folder by itself, and no run."""
+    return (folder / "finesmith.json").is_file() and not (folder / "run.json").exists()
+
+
+def keep_evaluation(folder: str, name: str, result: Mapping[str, Any]) -> None:
+    """Write scores on other data into the run folder; a model folder by itself stays as it is."""
+    if is_model(Path(folder)):
+        return
+    run = Run(Path(folder))
+    try:
+        run.write_json(f"evaluations/{name}.json", result)
+    finally:
+        run.close()

@@ -87,7 +87,11 @@ class Ahead:
         base = find(self._recipe.model.base, self._recipe.model.revision)
         tokenizer = open_tokenizer(self._recipe, base)
         require_known(base, tokenizer)
-        return base, tokenizer, *prepare(self._recipe, run, tokenizer, longest=longest_sequence(base, tokenizer))
+        return (
+            base,
+            tokenizer,
+            *prepare(self._recipe, run, tokenizer, longest=longest_sequence(base, tokenizer, self._recipe)),
+        )
 
     def _work(self, tell: Tell) -> tuple[Finding, ...]:
         _spare_pandas()

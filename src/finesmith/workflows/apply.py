@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import DataError, RunError
-from finesmith.run import Run, read_state
-from finesmith.workflows.about import read_about
+from finesmith.recipe import ADAPTERS
+from finesmith.run import read_state, refuse_links
+from finesmith.workflows.about import is_model, keep_evaluation, read_about
 from finesmith.workflows.inference import Predictor
 from finesmith.workflows.language import apply as language
 from finesmith.workflows.language.apply import TunedLanguageModel
@@ -110,8 +111,9 @@ def load_model(folder: Path, *, device: str | None = None) -> TunedModel:
     about, task = read_about(folder)
     network = reload_network(
         folder,
-        adapter_on=about["base"] if about["method"] == "lora" else None,
+        adapter_on=about["base"] if about["method"] in ADAPTERS else None,
         revision=about["revision"],
+        base_sha256=about.get("base_sha256"),
         outputs=task.head.outputs,
         problem=task.head.problem,
         labels=task.head.labels,
@@ -135,12 +137,16 @@ def load_model(folder: Path, *, device: str | None = None) -> TunedModel:
     )
 
 
-def load_run(folder: str) -> TunedModel | TunedLanguageModel:
-    """Load the tuned model of a run.
+def model_of(folder: str) -> Path:
+    """Return the model folder of a run, or the folder itself where it is one.
 
     Raises RunError when the run has not finished, or its model is gone or no longer what was saved.
     """
     place = Path(folder)
+    if is_model(place):
+        refuse_links(place)
+        require_sealed(place)
+        return place
     state = read_state(place)
     if state == "running":
         raise RunError(f"{folder} is still running, so it has no model yet; wait until it has finished")
@@ -148,9 +154,16 @@ def load_run(folder: str) -> TunedModel | TunedLanguageModel:
         how = "has failed" if state == "failed" else "was interrupted"
         raise RunError(f"{folder} {how}, so it has no model yet; `finesmith resume {folder}` goes on with it")
     require_sealed(place / "model")
-    return (
-        language.load_model(place / "model") if language.is_language(place / "model") else load_model(place / "model")
-    )
+    return place / "model"
+
+
+def load_run(folder: str) -> TunedModel | TunedLanguageModel:
+    """Load the tuned model of a run, or a model folder.
+
+    Raises RunError when the run has not finished, or its model is gone or no longer what was saved.
+    """
+    place = model_of(folder)
+    return language.load_model(place) if language.is_language(place) else load_model(place)
 
 
 def predict_file(
@@ -164,8 +177,7 @@ def predict_file(
     """
     model = load_run(folder)
     if isinstance(model, TunedLanguageModel):
-        language.refuse_pairs(text_pair)
-        return language.predictions(model, source, text=text, encoding=encoding, progress=progress)
+        return language.predictions(model, source, text=text, text_pair=text_pair, encoding=encoding, progress=progress)
     return predictions(model, source, text=text, text_pair=text_pair, encoding=encoding, progress=progress)
 
 
@@ -206,7 +218,7 @@ def evaluate_file(
     folder: str, source: str, *, text: str | None = None, text_pair: str | None = None, label: str | None = None,
     encoding: str | None = None, progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Score a run's model on another labelled file; return scores with intervals, and keep them in the run folder.
+    """Score a model on another labelled file; return scores with intervals, kept in the run folder if there is one.
 
     Rows without a label are left out and counted in `unlabelled`. `encoding` replaces what the run's recipe says of its
     own files. Raises DataError when the source cannot be read, lacks columns, has no labels, or has labels that the
@@ -219,8 +231,9 @@ def evaluate_file(
 
     model = load_run(folder)
     if isinstance(model, TunedLanguageModel):
-        language.refuse_pairs(text_pair)
-        return language.evaluate(folder, model, source, text=text, label=label, encoding=encoding, progress=progress)
+        return language.evaluate(
+            folder, model, source, text=text, text_pair=text_pair, label=label, encoding=encoding, progress=progress
+        )
     data = model.read(source, encoding)
     first, second = _columns(model, data.table, source, text, text_pair)
     name = label or model.label
@@ -242,11 +255,7 @@ def evaluate_file(
         "scores": scores,
         "details": model.task.details(targets, outputs),
     }
-    run = Run(Path(folder))
-    try:
-        run.write_json(f"evaluations/{Path(source).name}-{data.origins[0].sha256[:8]}.json", result)
-    finally:
-        run.close()
+    keep_evaluation(folder, f"{Path(source).name}-{data.origins[0].sha256[:8]}", result)
     return result
 
 

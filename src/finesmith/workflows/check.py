@@ -8,9 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finesmith.errors import UserError
 from finesmith.recipe import LANGUAGE
 from finesmith.run import Listener, Run, plain, read_json
+from finesmith.workflows import shown
 from finesmith.workflows.language import check as language
+from finesmith.workflows.language.infer import with_task
+from finesmith.workflows.recognise import recognised
 from finesmith.workflows.seen import Seen
 from finesmith.workflows.withhold import withheld
 
@@ -29,18 +33,26 @@ TIMED_SECONDS = 2.0
 LOSS_TOKENS = 2048
 
 
-def check(recipe: Recipe, *, listeners: Sequence[Listener] = ()) -> dict[str, Any]:
+def check(recipe: Recipe, *, show: bool = False, listeners: Sequence[Listener] = ()) -> dict[str, Any]:
     """Return findings, probes, plan and forecast; `ok` is False when training would be refused or go wrong.
 
-    Nothing is kept but the token cache. Raises FinesmithError for what stops a run before it starts.
+    With `show`, `examples` are a few training rows as the model is fed them, texts included. Nothing is kept but the
+    token cache. Raises FinesmithError for what stops a run before it starts.
     """
+    if show and recipe.output.redact:
+        raise UserError(
+            "output.redact is true, which keeps the texts of rows from being shown; to see some all the same, add "
+            "--set output.redact=false"
+        )
     with tempfile.TemporaryDirectory(prefix="finesmith-check-") as folder:
         run = Run.create(Path(folder) / "check", command="check")
         # What is printed may end in a log: rows are named, not quoted.
         run.withhold = withheld
         run.listeners.extend(listeners)
         try:
-            seen = language.look(recipe, run) if recipe.task in LANGUAGE else look(recipe, run)
+            recipe, reason = with_task(recipe)
+            recipe = recognised(recipe, run)
+            seen = language.look(recipe, run, reason) if recipe.task in LANGUAGE else look(recipe, run)
             findings = read_json(run.folder / "audit.json")["findings"]
         finally:
             run.close()
@@ -53,6 +65,7 @@ def check(recipe: Recipe, *, listeners: Sequence[Listener] = ()) -> dict[str, An
         "probes": [probe.as_json() for probe in seen.probes],
         "plan": seen.plan,
         "forecast": seen.forecast,
+        **({"examples": seen.examples} if show else {}),
     }
     return {**plain(found), "lines": _lines(found, seen.probes)}
 
@@ -62,7 +75,7 @@ def look(recipe: Recipe, run: Run) -> Seen:
     data, setup = prepared(recipe, run)
     probes, forecast = preflight(recipe, data, setup), _forecast(recipe, data, setup)
     plan = plan_as_told(recipe, setup, setup.tokens.summary())
-    return Seen(data.summary, probes, plan, forecast)
+    return Seen(data.summary, probes, plan, forecast, shown.of_texts(data, setup))
 
 
 def prepared(recipe: Recipe, run: Run) -> tuple[Prepared, Setup]:
@@ -98,14 +111,14 @@ def _forecast(recipe: Recipe, data: Prepared, setup: Setup) -> dict[str, Any]:
     if recipe.method.name == "features":
         return {"steps": 0, "seconds": None, **memory}
     plan, loss_sum = plan_of(recipe, data, setup), loss_of(data, setup)
-    lengths = setup.tokens.lengths()[data.positions["train"]]
-    return {**timed(recipe, setup.network, plan, loss_sum, float(lengths.mean())), **memory}
+    tokens = int(setup.tokens.lengths()[data.positions["train"]].sum())
+    return {**timed(recipe, setup.network, plan, loss_sum, tokens / plan.steps_per_epoch), **memory}
 
 
 def timed(
     recipe: Recipe, network: Network, plan: Plan, loss_sum: Callable[[Batch], Any], tokens: float
 ) -> dict[str, Any]:
-    """Time a few real steps; `tokens`: the mean length of a training row."""
+    """Time a few real steps; `tokens`: how many a usual step has."""
     from finesmith.train.loop import train
     from finesmith.train.optimiser import Schedule
     from finesmith.workflows.training import new_optimizer
@@ -115,7 +128,7 @@ def timed(
     # A learning rate of 0: the steps cost what they cost, and the weights stay.
     for step in train(network.module, loss_sum, new_optimizer(recipe, network, 0.0), schedule, plan):
         # Batches differ in length: what the step would cost with the usual number of tokens.
-        seconds.append(step.seconds * tokens * step.examples / step.tokens)
+        seconds.append(step.seconds * tokens / step.tokens)
         if len(seconds) == TIMED_STEPS or time.perf_counter() - began > TIMED_SECONDS:
             break
     # The first one also allocates, so the least is the fairest.
@@ -150,8 +163,8 @@ def _lines(found: dict[str, Any], probes: Sequence[Probed]) -> list[str]:
         "" if plan["learning_rate"] is None else f", learning rate {plan['learning_rate']:g}, {plan['epochs']:g} epochs"
     )
     lines += [f"plan    {plan['method']} on {plan['base']}{rate}", f"        {plan['attention']}", "", "audit"]
-    shown = [f for f in found["findings"] if f["severity"] != "info"]
-    lines += [f"  {f['severity']:8} {f['kind']}: {f['message']} [{f['action']}]" for f in shown] or [
+    worrying = [f for f in found["findings"] if f["severity"] != "info"]
+    lines += [f"  {f['severity']:8} {f['kind']}: {f['message']} [{f['action']}]" for f in worrying] or [
         "  nothing stands out"
     ]
     lines += ["", "preflight"]
@@ -185,7 +198,10 @@ def infer_recipe(recipe: Recipe) -> str:
     with tempfile.TemporaryDirectory(prefix="finesmith-init-") as folder:
         run = Run.create(Path(folder) / "init", command="init")
         try:
-            resolved, why = language.resolved(recipe, run) if recipe.task in LANGUAGE else _resolved(recipe, run)
+            recipe, reason = with_task(recipe)
+            recipe = recognised(recipe, run)
+            of_language = recipe.task in LANGUAGE
+            resolved, why = language.resolved(recipe, run, reason) if of_language else _resolved(recipe, run)
         finally:
             run.close()
     # What depends on the moment stays open: free memory, and the range test that only a run makes.

@@ -35,6 +35,7 @@ def compare(
     targets = {**data.targets, "test": data.test.open(run)}
     scores: dict[str, Any] = {split: _scores(recipe, data, targets[split], outputs[split], split) for split in SPLITS}
     scores["details"] = data.task.details(targets["test"], outputs["test"])
+    scores["by_source"] = {split: _by_source(recipe, data, targets, outputs, split) for split in SPLITS[1:]}
     run.write_json("scores.json", scores)
     for split in SPLITS:
         _write_predictions(recipe, run, data, split, targets[split], outputs[split])
@@ -53,15 +54,32 @@ def _groups(data: Prepared, split: Split) -> list[str] | None:
     return None if groups is None else [groups[i] for i in data.positions[split]]
 
 
+def _by_source(
+    recipe: Recipe, data: Prepared, targets: Mapping[Split, Array], outputs: Mapping[Split, Array], split: Split
+) -> list[dict[str, Any]]:
+    """Return every metric on each source's rows of a split."""
+    groups = _groups(data, split)
+
+    def score(at: npt.NDArray[np.int64]) -> dict[str, Any]:
+        chosen = None if groups is None else [groups[i] for i in at]
+        return _with_intervals(recipe, data, targets[split][at], outputs[split][at], chosen)
+
+    return data.mixture.by_source(data.examples.ids[data.positions[split]], score)
+
+
 def _scores(recipe: Recipe, data: Prepared, targets: Array, outputs: Array, split: Split) -> dict[str, Any]:
     """Return every metric with its interval; without one on training data, where it would mean nothing."""
-    from finesmith.evaluate.statistics import bootstrap
-
     if split == "train":
         return {name: asdict(Score(value)) for name, value in data.task.scores(targets, outputs).items()}
-    found = bootstrap(
-        data.task.kind, targets, outputs, _groups(data, split), recipe.evaluate.bootstrap_samples, recipe.train.seed
-    )
+    return _with_intervals(recipe, data, targets, outputs, _groups(data, split))
+
+
+def _with_intervals(
+    recipe: Recipe, data: Prepared, targets: Array, outputs: Array, groups: Sequence[str] | None
+) -> dict[str, Any]:
+    from finesmith.evaluate.statistics import bootstrap
+
+    found = bootstrap(data.task.kind, targets, outputs, groups, recipe.evaluate.bootstrap_samples, recipe.train.seed)
     return {name: None if score is None else asdict(score) for name, score in found.items()}
 
 

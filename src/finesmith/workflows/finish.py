@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from finesmith.discreet import discreet
 from finesmith.errors import FinesmithError
+from finesmith.recipe import ADAPTERS
 from finesmith.run import Run, read_json, whole_folder
 
 if TYPE_CHECKING:
+    from finesmith.models.forward import Network
     from finesmith.models.load import Base
     from finesmith.recipe import Recipe
     from finesmith.tasks.protocol import Task
@@ -42,7 +44,7 @@ def finish(recipe: Recipe, run: Run, data: Prepared, setup: Setup, fitted: Fitte
     task = fold_rescaling(fitted.predictor, data.task)
     with whole_folder(run.folder / "model") as folder:
         save_predictor(fitted.predictor, folder, max_length=setup.max_length)
-        if recipe.method.name == "lora":
+        if recipe.method.name in ADAPTERS:
             name_base(folder, setup.base)
         run.write_json(
             f"{folder.name}/finesmith.json",
@@ -52,6 +54,7 @@ def finish(recipe: Recipe, run: Run, data: Prepared, setup: Setup, fitted: Fitte
                 "method": recipe.method.name,
                 "base": discreet(with_absolute_paths(recipe).model.base),
                 "revision": recipe.model.revision,
+                "base_sha256": setup.base.sha256,
                 "max_length": setup.max_length,
                 "cleaning": asdict(data.cleaning),
                 "reading": {"encoding": recipe.data.encoding, "commas": recipe.data.separator != ","},
@@ -83,15 +86,27 @@ def finish(recipe: Recipe, run: Run, data: Prepared, setup: Setup, fitted: Fitte
 
 def save_predictor(predictor: Predictor, folder: Path, *, max_length: int) -> None:
     """Save a predictor in the form that plain libraries know: transformers, peft, or sentence-transformers."""
-    from finesmith.models.save import save_classifier, save_features
+    from finesmith.models.save import save_features
 
     if predictor.head is None:
-        save_classifier(predictor.network, folder)
+        save_network(predictor.network, folder)
     else:
         head = predictor.head
         save_features(
             predictor.network, folder, head.weight, head.bias, pooling=predictor.pooling, max_length=max_length
         )
+
+
+def save_network(network: Network, folder: Path) -> None:
+    """Save a whole model in the form of transformers, or an adapter in that of peft."""
+    if network.module is network.classifier:
+        from finesmith.models.save import save_classifier
+
+        save_classifier(network, folder)
+    else:
+        from finesmith.models.adapter_files import save_adapter
+
+        save_adapter(network, folder)
 
 
 def name_base(folder: Path, base: Base) -> None:

@@ -112,9 +112,10 @@ def plan_of(recipe: Recipe, data: Prepared, setup: Setup) -> Plan:
     lengths = tokens.lengths()
     targets = targets_by_position(data, setup)
     per_epoch = batches.steps_per_epoch(len(train), t.batch_size)
+    order = data.mixture.order(recipe, data.examples.ids[train])
 
     def make(step: int) -> tuple[Sequence[Batch], int]:
-        chosen = train[batches.batch_positions(len(train), t.batch_size, seed=t.seed, step=step)]
+        chosen = train[batches.batch_positions(len(train), t.batch_size, seed=t.seed, step=step, order=order)]
         parts = batches.micro_batches(chosen, lengths, setup.micro_batch_size)
         ids = data.examples.ids
         device = setup.network.device

@@ -85,6 +85,18 @@ class Preflight:
         return begun
 
 
+def before_training(recipe: Recipe, run: Run, data: Prepared, setup: Setup) -> Preflight:
+    """Run the probes that need no step; return what runs the others after the first one.
+
+    Raises PreflightError when one does not pass.
+    """
+    guard = Preflight(recipe, run)
+    guard.hear(looks(recipe, data, setup))
+    if recipe.method.name == "features":
+        guard.end()
+    return guard
+
+
 def looks(recipe: Recipe, data: Prepared, setup: Setup) -> Iterator[Probed]:
     """Run the probes that need no pass through the network."""
     from finesmith.guards import preflight as probes
@@ -111,14 +123,14 @@ def looks(recipe: Recipe, data: Prepared, setup: Setup) -> Iterator[Probed]:
         yield learning_rate(recipe, setup)
 
 
-def learning_rate(recipe: Recipe, setup: Setup | LanguageSetup) -> Probed:
-    """Probe the learning rate."""
+def learning_rate(recipe: Recipe, setup: Setup | LanguageSetup, scale: float = 1.0) -> Probed:
+    """Probe the learning rate; scale: times the usual rates, for a task that needs others."""
     from finesmith.guards.preflight import learning_rate_in_range
     from finesmith.workflows.setup import default_learning_rate
 
     size = setup.report.parameters
     usual, _ = default_learning_rate(recipe.method.name, size)
-    return learning_rate_in_range(setup.learning_rate, usual, recipe.method.name, size)
+    return learning_rate_in_range(setup.learning_rate, usual * scale, recipe.method.name, size)
 
 
 def beginning_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -175,7 +187,7 @@ def smallest_change(
     from finesmith.train.memory import estimate
     from finesmith.workflows.setup import memory_shape
 
-    shape = memory_shape(setup.network, output_width)
+    shape = memory_shape(recipe, setup.network, output_width)
     free, dtype, padded = setup.device.memory_free, setup.device.dtype, not setup.network.ragged
 
     def fits(size: int, longest: int) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from finesmith.aside import Aside
 from finesmith.errors import DataError, RunError
 from finesmith.types import SPLITS, Examples, Finding, Split
+from finesmith.workflows.mixture import Mixture
 from finesmith.workflows.rows import Rows, is_blank, name_labels, naming, read_labels, read_rows
 
 if TYPE_CHECKING:
@@ -55,8 +56,8 @@ class Prepared:
 
     examples: all that were kept, in file order; positions: int64 [n], which of them belong to each split; targets: of
     train and validation (of test only in `test`, sealed); tokens: those of the examples where they follow from what
-    the audit counted; where: the file and row of each id, for messages; findings: of the checks that were waited for;
-    why: the reason for each inferred recipe key.
+    the audit counted; mixture: which source each row is of; where: the file and row of each id, for messages;
+    findings: of the checks that were waited for; why: the reason for each inferred recipe key.
     """
 
     examples: Examples
@@ -67,6 +68,7 @@ class Prepared:
     task: Task
     columns: Columns
     cleaning: Cleaning
+    mixture: Mixture
     where: Sequence[str]
     findings: tuple[Finding, ...]
     summary: dict[str, Any]
@@ -146,6 +148,7 @@ def prepare(
         "labels": list(task.head.labels) if task.head.labels else None,
         "splits": {name: {"rows": len(at), **task.summary(targets[name])} for name, at in positions.items()},
         "split_notes": notes,
+        "mixture": rows.mixture.counted(recipe, {name: examples.ids[at] for name, at in positions.items()}),
         "max_length": audited.limit[0],
     }
     run.write_json("data.json", summary)
@@ -153,7 +156,7 @@ def prepare(
     test = SealedTest(targets.pop("test"))
     prepared = Prepared(
         examples, positions, targets, test, audited.tokens, task, rows.columns,
-        _with_fixes(_cleaning(recipe), audited.fixes), rows.where, audited.findings, summary, why,
+        _with_fixes(_cleaning(recipe), audited.fixes), rows.mixture, rows.where, audited.findings, summary, why,
     )  # fmt: skip
     return prepared, audited.rest
 
@@ -231,9 +234,9 @@ def _options(recipe: Recipe, profile: ColumnProfile) -> Options:
     from finesmith.tasks.protocol import Options
 
     t = recipe.train
-    return Options(
-        recipe.data.separator or profile.separator, t.loss, t.focal_gamma, t.class_weights, t.label_smoothing
-    )
+    # The losses of preferences are refused for tasks of labels.
+    loss: Literal["focal", "cross_entropy"] = "focal" if t.loss == "focal" else "cross_entropy"
+    return Options(recipe.data.separator or profile.separator, loss, t.focal_gamma, t.class_weights, t.label_smoothing)
 
 
 def _cleaning(recipe: Recipe) -> Cleaning:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from finesmith.discreet import discreet
 from finesmith.errors import DataError
 from finesmith.types import SPLITS, Examples, Split
+from finesmith.workflows.mixture import Mixture, mixture_of
 
 if TYPE_CHECKING:
     from finesmith.data.infer import ColumnProfile, Columns
@@ -27,6 +28,7 @@ class Rows:
     sources: list[Source]
     columns: Columns
     profile: ColumnProfile
+    mixture: Mixture
 
     @property
     def file(self) -> str:
@@ -100,7 +102,13 @@ def read_rows(recipe: Recipe) -> Rows:
     parts_of = [_extract(source, columns, split if len(sources) > 1 else None) for split, source in sources.items()]
     examples, given, where = _concatenate(parts_of, fill_train={s for s in SPLITS if s not in sources})
     by_name = {p.name: p for p in profiles}
-    return Rows(examples, given, where, list(sources.values()), columns, by_name[columns.label])
+    mixture = mixture_of(
+        [
+            ([discreet(name) for name in named[split]], [(origin.given, origin.rows) for origin in source.origins])
+            for split, source in sources.items()
+        ]
+    )
+    return Rows(examples, given, where, list(sources.values()), columns, by_name[columns.label], mixture)
 
 
 def _without_home(source: Source) -> Source:

@@ -12,9 +12,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """summary: as in data.json; probes: in the order in which they ran; plan and forecast: as `check` tells them."""
+    """summary: as in data.json; probes: in the order in which they ran; plan and forecast: as `check` tells them.
+
+    examples: a few training rows as the model is fed them, as in examples.json.
+    """
 
     summary: Mapping[str, Any]
     probes: Sequence[Probed]
     plan: Mapping[str, Any]
     forecast: Mapping[str, Any]
+    examples: Mapping[str, Any]

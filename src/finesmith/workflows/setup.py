@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import ModelError, UserError
+from finesmith.recipe import ADAPTERS, LORA_KINDS
+from finesmith.workflows import adapting
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from finesmith.data.tokens import Tokens
     from finesmith.models.forward import Network, Pooling
     from finesmith.models.load import Base, LoadReport
+    from finesmith.models.vocabulary import AddedWords
     from finesmith.recipe import Recipe
     from finesmith.run import Run
     from finesmith.train.devices import Device
@@ -48,6 +51,7 @@ class Setup:
     fingerprint: dict[str, str]
     cache: Path | None
     added_words: tuple[str, ...]
+    adapter: Mapping[str, Any]
     why: dict[str, str]
 
 
@@ -63,8 +67,11 @@ def open_tokenizer(recipe: Recipe, base: Base) -> PreTrainedTokenizerBase:
     return found or load_tokenizer(base)
 
 
-def longest_sequence(base: Base, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the most tokens a sequence may have: the least of what the model's parts and its tokenizer allow."""
+def longest_sequence(base: Base, tokenizer: PreTrainedTokenizerBase, recipe: Recipe | None = None) -> int:
+    """Return the most tokens a sequence may have: the least of what the model's parts and its tokenizer allow.
+
+    A prompt that `recipe` has tuned takes places of its own.
+    """
     from finesmith.models.forward import OFFSET_POSITIONS
     from finesmith.models.native_config import config_of
 
@@ -73,7 +80,8 @@ def longest_sequence(base: Base, tokenizer: PreTrainedTokenizerBase) -> int:
     declared = config.to_dict().get("max_position_embeddings") or config.to_dict().get("n_positions")
     if declared:
         taken = config.pad_token_id + 1 if config.model_type in OFFSET_POSITIONS else 0
-        limits.append(int(declared) - taken)
+        prompt = recipe.method.prompt_tokens if recipe is not None and recipe.method.name == "prompt" else 0
+        limits.append(int(declared) - taken - prompt)
     return min(limits)
 
 
@@ -86,7 +94,9 @@ def default_learning_rate(method: str, parameters: int) -> tuple[float, str]:
     rates = {
         "full": {"small": 1e-4, "medium": 3e-5, "large": 1e-5},
         "head_then_full": {"small": 5e-5, "medium": 2e-5, "large": 5e-6},
-        "lora": {"small": 1e-3, "medium": 3e-4, "large": 2e-4},
+        **{kind: {"small": 1e-3, "medium": 3e-4, "large": 2e-4} for kind in LORA_KINDS},
+        "ia3": {"small": 1e-2, "medium": 5e-3, "large": 3e-3},
+        "prompt": {"small": 3e-2, "medium": 1e-2, "large": 1e-2},
         "features": {"small": 1.0, "medium": 1.0, "large": 1.0},
     }
     return rates[method][
@@ -117,14 +127,15 @@ def set_up(
     device = choose_device(recipe, threads)
     network, report = load_network(recipe, data, base, tokenizer, device)
     run.record("note", message=f"model {base.name}: {network.why}")
-    words = _add_words(recipe, run, data, network)
+    added = _add_words(recipe, run, data, network)
+    words = added.words if added else ()
     max_length = int(data.summary["max_length"])
     cache = cache_folder(recipe)
     tokens = data.tokens if not words else None
     if tokens is None:
         tokens = tokenize(data.examples.texts, data.examples.pairs, tokenizer, max_length=max_length, cache=cache)
     run.write_json("data.json", {**data.summary, "tokens": {**tokens.summary(), "added_words": words}})
-    options = _apply_method(recipe, network)
+    options = _apply_method(recipe, network, added.rows if added else ())
     if device.device == "cpu":
         quicken_dropout(network.module)
         keep_gradients(network.module)
@@ -142,7 +153,7 @@ def set_up(
         report=report,
         tokens=tokens,
         max_length=max_length,
-        model_limit=longest_sequence(base, tokenizer),
+        model_limit=longest_sequence(base, tokenizer, recipe),
         metric=metric,
         pooling=_pooling(recipe, base, network),
         learning_rate=rate,
@@ -150,10 +161,11 @@ def set_up(
         evaluations=evaluations,
         micro_batch_size=micro,
         forecast=forecast,
-        weights_key=weights_key(base, words),
+        weights_key=weights_key(base, words, adapting.start_of(recipe, network)),
         fingerprint={},
         cache=cache,
         added_words=words,
+        adapter=adapting.in_recipe(recipe),
         why=why,
     )
     run.write_json("model.json", model_facts(recipe, base, network, report, device, forecast, options, setup.pooling))
@@ -207,16 +219,20 @@ def _may_be_native(recipe: Recipe, device: Device) -> bool:
     return (
         device.device == "cpu"
         and device.dtype == "float32"
-        and recipe.method.name != "lora"
+        and recipe.method.name not in ADAPTERS
         and recipe.model.attention != "padded"
         and not recipe.data.domain_words
     )
 
 
-def weights_key(base: Base, words: Sequence[str]) -> str:
-    """Name the weights that training starts from: the base model's and the words added to it, which are private."""
+def weights_key(base: Base, words: Sequence[str], parts: str | None = None) -> str:
+    """Name the weights that training starts from: the base model's and the words added to it, which are private.
+
+    `parts` is the hash of what was taken out of them, if so: a resume must find the same.
+    """
     added = hashlib.sha256(json.dumps(list(words)).encode()).hexdigest()[:16] if words else "none"
-    return f"{base.sha256 or base.location}@{base.revision} words {added}"
+    key = f"{base.sha256 or base.location}@{base.revision} words {added}"
+    return f"{parts[:16]} taken out of {key}" if parts else key
 
 
 def cache_folder(recipe: Recipe) -> Path | None:
@@ -231,37 +247,33 @@ def cache_folder(recipe: Recipe) -> Path | None:
     return Path(root).expanduser() / "finesmith"
 
 
-def _add_words(recipe: Recipe, run: Run, data: Prepared, network: Network) -> tuple[str, ...]:
+def _add_words(recipe: Recipe, run: Run, data: Prepared, network: Network) -> AddedWords | None:
     from finesmith.models.vocabulary import add_words, broken_words
 
     wanted = recipe.data.domain_words
     if not wanted:
-        return ()
-    if recipe.method.name in {"features", "lora"}:
+        return None
+    if recipe.method.name in {"features", "ia3", "prompt"}:
         raise UserError(
             f"data.domain_words adds vectors that must be trained, which method {recipe.method.name} does not do; "
-            "use --set method.name=full, or remove data.domain_words"
+            "use --set method.name=full or lora, or remove data.domain_words"
         )
     texts = [data.examples.texts[i] for i in data.positions["train"]]
     words = broken_words(texts, network.tokenizer, count=wanted) if isinstance(wanted, int) else wanted
     added = add_words(network.classifier, network.tokenizer, words)
     run.record("note", message=f"added {len(added.words)} words to the vocabulary")
-    return tuple(added.words)
+    return added
 
 
-def _apply_method(recipe: Recipe, network: Network) -> Mapping[str, Any]:
+def _apply_method(recipe: Recipe, network: Network, new_rows: Sequence[int]) -> Mapping[str, Any]:
     """Freeze, wrap or leave the network as the method asks; return the adapter's options in force."""
-    from finesmith.models.adapters import add_lora
     from finesmith.models.layers import freeze_lowest
 
-    m = recipe.method
-    if m.freeze_layers:
-        freeze_lowest(network.classifier, m.freeze_layers)
-    if m.name == "lora":
-        return add_lora(network, m.lora, seed=recipe.train.seed)
-    if m.name == "features":
+    if recipe.method.freeze_layers:
+        freeze_lowest(network.classifier, recipe.method.freeze_layers)
+    if recipe.method.name == "features":
         network.module.requires_grad_(False)
-    return {}
+    return adapting.put_adapter(recipe, network, "sequence_classification", new_rows)
 
 
 def _metric(recipe: Recipe, data: Prepared, why: dict[str, str]) -> str:
@@ -286,14 +298,17 @@ def _metric(recipe: Recipe, data: Prepared, why: dict[str, str]) -> str:
 NEEDS_CONTRAST = frozenset({"auroc", "mcc", "spearman", "pearson", "r2"})
 
 
-def peak_learning_rate(recipe: Recipe, report: LoadReport, why: dict[str, str]) -> float:
-    """Return the learning rate that the recipe names, or the default of method and size, with the reason in `why`."""
+def peak_learning_rate(recipe: Recipe, report: LoadReport, why: dict[str, str], scale: float = 1.0) -> float:
+    """Return the learning rate that the recipe names, or the default of method and size, with the reason in `why`.
+
+    scale: times the usual rates, for a task that needs others.
+    """
     rate = recipe.train.learning_rate
     if isinstance(rate, float):
         return rate
     default, reason = default_learning_rate(recipe.method.name, report.parameters)
-    why["train.learning_rate"] = reason
-    return default
+    why["train.learning_rate"] = reason if scale == 1 else f"{scale:g} times {reason}, as {recipe.task} needs"
+    return default * scale
 
 
 FEWEST_UPDATES = 250
@@ -335,7 +350,8 @@ def fit_memory(
     """
     from finesmith.train.memory import estimate, micro_batch
 
-    shape = memory_shape(network, output_width)
+    lengths = lengths + network.prompt
+    shape = memory_shape(recipe, network, output_width)
     free, dtype, padded = device.memory_free, device.dtype, not network.ragged
     asked = recipe.train.micro_batch_size
     if asked is None:
@@ -347,7 +363,7 @@ def fit_memory(
     return asked, estimate(shape, longest, free=free, dtype=dtype, padded=padded).as_json()
 
 
-def memory_shape(network: Network, output_width: int) -> Shape:
+def memory_shape(recipe: Recipe, network: Network, output_width: int) -> Shape:
     """Return what the memory of training this network depends on."""
     from finesmith.train.memory import shape_of
 
@@ -357,6 +373,7 @@ def memory_shape(network: Network, output_width: int) -> Shape:
         parameters=sum(n for n, _ in parameters),
         trainable=sum(n for n, on in parameters if on),
         output_width=output_width,
+        adapter_width=adapting.kept_per_token(recipe, network),
     )
 
 

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from finesmith.errors import RecipeError, RunError
 from finesmith.recipe import LANGUAGE, Recipe, flatten, load, replace, to_yaml, with_absolute_paths
 from finesmith.run import Listener, Run, default_folder
+from finesmith.workflows import shown
 from finesmith.workflows.earlier import Earlier, earlier_of, enter
 from finesmith.workflows.ending import ending
+from finesmith.workflows.language.infer import with_task
+from finesmith.workflows.recognise import recognised
 
 if TYPE_CHECKING:
-    from finesmith.workflows.preflight import Preflight
     from finesmith.workflows.prepare import Prepared
     from finesmith.workflows.setup import Setup
 
@@ -79,6 +81,7 @@ def _story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
     from finesmith.workflows.compare import compare
     from finesmith.workflows.finish import finish
     from finesmith.workflows.fit import fit
+    from finesmith.workflows.preflight import before_training
     from finesmith.workflows.setup import set_up
 
     if earlier is None:
@@ -86,10 +89,12 @@ def _story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
             "recipe.yaml",
             to_yaml(with_absolute_paths(recipe), header="As given; the run stopped before it was resolved."),
         )
+    recipe, reason = with_task(recipe)
+    recipe = recognised(recipe, run)
     if recipe.task in LANGUAGE:
         from finesmith.workflows.language.story import story
 
-        story(recipe, run, earlier)
+        story(recipe, run, earlier, reason)
         return
     enter(run, "data", earlier)
     with Ahead(recipe, run) as ahead:
@@ -103,8 +108,13 @@ def _story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
 
         enter(run, "training", earlier)
         checkpoint = earlier.checkpoint if earlier else None
-        guard = _look(resolved, run, data, setup) if checkpoint is None else None
-        fitted = fit(resolved, run, data, setup, checkpoint, begun=ahead.finish, guard=guard)
+        guard = before_training(resolved, run, data, setup) if checkpoint is None else None
+
+        def begun() -> None:
+            ahead.finish()
+            shown.keep(resolved, run, lambda: shown.of_texts(data, setup))
+
+        fitted = fit(resolved, run, data, setup, checkpoint, begun=begun, guard=guard)
 
     enter(run, "baselines", earlier)
     baselines = fit_baselines(resolved, run, data, setup)
@@ -137,20 +147,6 @@ def _settle(recipe: Recipe, run: Run, data: Prepared, setup: Setup, earlier: Ear
     return resolved
 
 
-def _look(recipe: Recipe, run: Run, data: Prepared, setup: Setup) -> Preflight:
-    """Run the probes that need no step; return what runs the others after the first one.
-
-    Raises PreflightError when one does not pass.
-    """
-    from finesmith.workflows.preflight import Preflight, looks
-
-    guard = Preflight(recipe, run)
-    guard.hear(looks(recipe, data, setup))
-    if recipe.method.name == "features":
-        guard.end()
-    return guard
-
-
 def name_of(recipe: Recipe) -> str:
     """Return a short name for a run: that of the first training source."""
     first = recipe.data.train if isinstance(recipe.data.train, str) else recipe.data.train[0]
@@ -165,6 +161,7 @@ def resolve(recipe: Recipe, data: Prepared, setup: Setup) -> Recipe:
         **{f"data.{name}": columns[name] for name in ("text", "text_pair", "label", "group", "split") if columns[name]},
         "data.max_length": setup.max_length,
         "evaluate.metric": setup.metric,
+        **setup.adapter,
     }
     if recipe.method.name != "features":
         values |= {"train.learning_rate": setup.learning_rate, "train.micro_batch_size": setup.micro_batch_size}

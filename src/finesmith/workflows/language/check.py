@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from finesmith.workflows import shown
 from finesmith.workflows.seen import Seen
 
 if TYPE_CHECKING:
@@ -14,28 +15,30 @@ if TYPE_CHECKING:
     from finesmith.workflows.language.setup import Setup
 
 
-def look(recipe: Recipe, run: Run) -> Seen:
+def look(recipe: Recipe, run: Run, reason: str | None = None) -> Seen:
     """Prepare as `tune` does, probe and time."""
     from finesmith.workflows.check import plan_as_told, timed
     from finesmith.workflows.language.fit import loss_of, plan_of
     from finesmith.workflows.language.story import begin
 
-    data, setup = begin(recipe, run)
+    data, setup = begin(recipe, run, None, reason)
     probes = preflight(recipe, data, setup)
-    usual = float(setup.encoded["train"].rows.lengths().mean())
+    plan = plan_of(recipe, data, setup)
+    usual = int(setup.encoded["train"].rows.lengths().sum()) / plan.steps_per_epoch
     forecast = {
-        **timed(recipe, setup.network, plan_of(recipe, data, setup), loss_of(setup), usual),
+        **timed(recipe, setup.network, plan, loss_of(data, setup), usual),
         "memory_bytes": setup.forecast["total"],
         "memory_free_bytes": setup.forecast["free"],
     }
-    return Seen(data.summary, probes, plan_as_told(recipe, setup, data.summary["tokens"]), forecast)
+    told = plan_as_told(recipe, setup, data.summary["tokens"])
+    return Seen(data.summary, probes, told, forecast, shown.of_tokens(recipe, data, setup))
 
 
-def resolved(recipe: Recipe, run: Run) -> tuple[Recipe, dict[str, str]]:
+def resolved(recipe: Recipe, run: Run, reason: str | None = None) -> tuple[Recipe, dict[str, str]]:
     """Return the recipe with every inferred value in it, and why."""
     from finesmith.workflows.language.story import begin, resolve
 
-    data, setup = begin(recipe, run)
+    data, setup = begin(recipe, run, None, reason)
     return resolve(recipe, data, setup), setup.why
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finesmith.guards.preflight import Probed
+from finesmith.tasks.language import LanguageTask
 from finesmith.types import SPLITS
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
     from finesmith.models.token_heads import TokenNetwork
     from finesmith.recipe import Recipe
-    from finesmith.tasks.language import Encoded
+    from finesmith.run import Run
+    from finesmith.tasks.corpus import Encoded
+    from finesmith.train.adamw import Optimizer
     from finesmith.types import Batch
     from finesmith.workflows.language.gather import Gathered
     from finesmith.workflows.language.setup import Setup
@@ -35,6 +38,18 @@ PROMPTS, NEW_TOKENS = (3, 5, 9), 4
 SAVED_AT_ONCE = 64 * 2**20
 
 
+def before_training(recipe: Recipe, run: Run, data: Gathered, setup: Setup) -> Callable[[Optimizer], None]:
+    """Run the probes that need no step; return what runs the others after the first one.
+
+    Raises PreflightError when one does not pass.
+    """
+    from finesmith.workflows.preflight import Preflight
+
+    guard, given = Preflight(recipe, run), (recipe, data, setup)
+    guard.hear(looks(*given))
+    return guard.first_step(setup.network.module, lambda: learns(*given), lambda: trials(*given))
+
+
 def looks(recipe: Recipe, data: Gathered, setup: Setup) -> Iterator[Probed]:
     """Run the probes that need no pass through the network."""
     from finesmith.guards import preflight as probes
@@ -42,7 +57,8 @@ def looks(recipe: Recipe, data: Gathered, setup: Setup) -> Iterator[Probed]:
     from finesmith.workflows.language.setup import output_width
     from finesmith.workflows.preflight import beginning_of, learning_rate, smallest_change
 
-    network, report, encoded = setup.network, setup.report, setup.encoded["train"]
+    network: Any = setup.network
+    report, encoded = setup.report, setup.encoded["train"]
     tokenizer, labels = network.tokenizer, data.task.labels
     if labels is not None:
         names = {int(i): name for i, name in (network.classifier.config.id2label or {}).items()}
@@ -53,7 +69,7 @@ def looks(recipe: Recipe, data: Gathered, setup: Setup) -> Iterator[Probed]:
     yield from rows.look_at_rows(
         encoded.rows,
         encoded.answers,
-        causal=network.kind == "causal",
+        causal=data.task.kind == "causal" and type(data.task).loss is LanguageTask.loss,
         beginning=beginning_of(tokenizer),
         decode=None if labels else lambda ids: str(tokenizer.decode(list(ids))),
     )
@@ -68,7 +84,7 @@ def looks(recipe: Recipe, data: Gathered, setup: Setup) -> Iterator[Probed]:
         recipe.train.batch_size,
         lambda: smallest_change(recipe, setup, lengths, output_width(network, data.task)),
     )
-    yield learning_rate(recipe, setup)
+    yield learning_rate(recipe, setup, data.task.rate_scale)
 
 
 def _labels(data: Gathered, encoded: Encoded) -> Iterator[Probed]:
@@ -96,15 +112,21 @@ def trials(recipe: Recipe, data: Gathered, setup: Setup) -> Iterator[Probed]:
     from finesmith.guards import preflight, trials
     from finesmith.workflows.language.fit import loss_of
 
-    network, loss_sum = setup.network, loss_of(setup)
+    network: Any = setup.network
+    loss_sum = loss_of(data, setup)
     module, low = network.module, setup.device.dtype == "bfloat16"
     found = trials.finite_on_longest(module, loss_sum, [longest(data, setup)])
     yield found
     if not found.passed:
         return
+    if type(data.task).loss is not LanguageTask.loss:
+        # A loss of pairs or of whole batches: rows cannot be taken apart, and no target has a probability of its own.
+        few = longest(data, setup)
+        yield trials.tiny_batch_learnt(module, loss_sum, lambda _: few, len(few.lengths), setup.learning_rate)
+        return
     make, count = _few(data, setup)
     singles = [batch for batch in (make([place]) for place in range(count)) if _told(batch)]
-    if singles:
+    if singles and not network.prompt:
         outputs = len(data.task.labels or ()) or int(network.classifier.config.get_text_config().vocab_size)
         own = trials.loss_by_its_own_forward(network, singles)
         loss = trials.mean_loss(module, loss_sum, singles)
@@ -117,9 +139,12 @@ def trials(recipe: Recipe, data: Gathered, setup: Setup) -> Iterator[Probed]:
     yield trials.neighbours_apart(module, answers, make, count)
     yield trials.alone_and_together(module, answers, make, count)
     yield trials.tiny_batch_learnt(module, loss_sum, make, count, setup.learning_rate)
-    if network.kind == "causal":
+    if network.kind == "causal" and not network.prompt:
         yield _generation(setup)
-    if sum(p.numel() * p.element_size() for p in network.classifier.parameters()) <= SAVED_AT_ONCE:
+    if (
+        sum(p.numel() * p.element_size() for p in network.classifier.parameters()) <= SAVED_AT_ONCE
+        and not network.prompt
+    ):
         yield _saving(recipe, data, setup, answers, make(range(count)))
 
 
@@ -131,7 +156,7 @@ def learns(recipe: Recipe, data: Gathered, setup: Setup) -> Probed:
 
     network, rate = setup.network, max(setup.learning_rate, 1e-4)
     rows = [longest(data, setup)]
-    return every_tensor_learns(network.module, loss_of(setup), rows, lambda: new_optimizer(recipe, network, rate))
+    return every_tensor_learns(network.module, loss_of(data, setup), rows, lambda: new_optimizer(recipe, network, rate))
 
 
 def longest(data: Gathered, setup: Setup) -> Batch:
@@ -142,7 +167,17 @@ def longest(data: Gathered, setup: Setup) -> Batch:
     lengths = encoded.rows.lengths()
     order = np.argsort(lengths, kind="stable")[::-1][: min(setup.micro_batch_size, PROBE_ROWS)]
     chosen = order[: max(2, int((lengths[order].cumsum() <= PROBE_TOKENS).sum()))][::-1]
-    return data.task.batch(encoded, chosen, data.ids["train"], 0, 0, setup.network.device)
+    return _made(data, setup, data.task.probed(encoded, chosen))
+
+
+def _made(data: Gathered, setup: Setup, places: npt.NDArray[np.int64]) -> Batch:
+    """Return training rows as a batch that the task's loss takes."""
+    import numpy as np
+
+    encoded = setup.encoded["train"]
+    chosen = places[np.argsort(encoded.rows.lengths()[places], kind="stable")]
+    made = data.task.batch(encoded, chosen, data.ids["train"], 0, 0, setup.network.device)
+    return data.task.prepared(setup.network, encoded, [made])[0]
 
 
 def _few(data: Gathered, setup: Setup) -> tuple[Callable[[Sequence[int]], Batch], int]:
@@ -218,8 +253,9 @@ def _saving(
     from finesmith.models.load import find
     from finesmith.models.merge import merge
     from finesmith.models.save import save_classifier
+    from finesmith.recipe import ADAPTERS
 
-    network, adapted = setup.network, recipe.method.name == "lora"
+    network, adapted = setup.network, recipe.method.name in ADAPTERS
 
     def again() -> Sequence[Tensor]:
         with tempfile.TemporaryDirectory(prefix="finesmith-probe-") as scratch:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from finesmith.recipe import flatten, replace
@@ -11,26 +10,26 @@ from finesmith.workflows.earlier import enter
 if TYPE_CHECKING:
     from finesmith.recipe import Recipe
     from finesmith.run import Run
-    from finesmith.train.adamw import Optimizer
     from finesmith.workflows.earlier import Earlier
     from finesmith.workflows.language.gather import Gathered
     from finesmith.workflows.language.setup import Setup
 
 
-def story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
-    """Gather, load, train, baselines, compare, finish."""
+def story(recipe: Recipe, run: Run, earlier: Earlier | None, reason: str | None = None) -> None:
+    """Gather, load, train, baselines, compare, finish; `reason`: why it is this task where the recipe named none."""
     from finesmith.workflows.language.baselines import fit_baselines
     from finesmith.workflows.language.compare import compare
     from finesmith.workflows.language.finish import finish
     from finesmith.workflows.language.fit import fit
+    from finesmith.workflows.language.preflight import before_training
 
     enter(run, "data", earlier)
-    data, setup = begin(recipe, run, earlier)
+    data, setup = begin(recipe, run, earlier, reason)
     resolved = _settle(recipe, run, data, setup, earlier)
 
     enter(run, "training", earlier)
     checkpoint = earlier.checkpoint if earlier else None
-    begun = _look(resolved, run, data, setup) if checkpoint is None else lambda _: None
+    begun = before_training(resolved, run, data, setup) if checkpoint is None else lambda _: None
     trained = fit(resolved, run, data, setup, checkpoint, begun)
 
     enter(run, "baselines", earlier)
@@ -44,30 +43,24 @@ def story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
     run.record("verdict", conclusion=verdict["conclusion"], better=verdict["better"])
 
 
-def _look(recipe: Recipe, run: Run, data: Gathered, setup: Setup) -> Callable[[Optimizer], None]:
-    """Run the probes that need no step; return what runs the others after the first one.
-
-    Raises PreflightError when one does not pass.
-    """
-    from finesmith.workflows.language.preflight import learns, looks, trials
-    from finesmith.workflows.preflight import Preflight
-
-    guard, given = Preflight(recipe, run), (recipe, data, setup)
-    guard.hear(looks(*given))
-    return guard.first_step(setup.network.module, lambda: learns(*given), lambda: trials(*given))
-
-
-def begin(recipe: Recipe, run: Run, earlier: Earlier | None = None) -> tuple[Gathered, Setup]:
+def begin(
+    recipe: Recipe, run: Run, earlier: Earlier | None = None, reason: str | None = None
+) -> tuple[Gathered, Setup]:
     """Gather the rows and set the model up."""
+    from finesmith import tasks
     from finesmith.models.load import find, load_tokenizer
     from finesmith.workflows.language.gather import gather
     from finesmith.workflows.language.setup import set_up
     from finesmith.workflows.setup import longest_sequence, require_known
 
+    if reason is not None:
+        run.record("note", message=f"task {recipe.task}: {reason}")
     base = find(recipe.model.base, recipe.model.revision)
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_tokenizer(base, template=tasks.language_task(recipe.task).speaks)
     require_known(base, tokenizer)
-    data = gather(recipe, run, tokenizer, longest=longest_sequence(base, tokenizer))
+    data = gather(recipe, run, tokenizer, longest=longest_sequence(base, tokenizer, recipe))
+    if reason is not None:
+        data.why["task"] = reason
     enter(run, "model", earlier)
     return data, set_up(recipe, run, data, base, tokenizer, threads=earlier.threads if earlier else None)
 
@@ -82,7 +75,9 @@ def resolve(recipe: Recipe, data: Gathered, setup: Setup) -> Recipe:
         "train.micro_batch_size": setup.micro_batch_size,
         "train.epochs": setup.epochs,
         "train.evaluations": setup.evaluations,
+        **setup.adapter,
         **{f"data.{role}": name for role, name in data.summary["columns"].items()},
+        **{key: value for key, (value, _) in data.task.settled.items()},
     }
     return replace(recipe, values)
 
@@ -111,5 +106,5 @@ def _find_learning_rate(recipe: Recipe, run: Run, data: Gathered, setup: Setup) 
     from finesmith.workflows.training import find_rate
 
     setup.learning_rate, setup.why["train.learning_rate"] = find_rate(
-        recipe, run, setup.network, loss_of(setup), setup.learning_rate, plan_of(recipe, data, setup)
+        recipe, run, setup.network, loss_of(data, setup), setup.learning_rate, plan_of(recipe, data, setup)
     )

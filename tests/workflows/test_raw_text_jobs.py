@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 from jobs import differences, events, read, table, tuned
+from language_breaking import write_text
 from language_jobs import language_plan
 
 import finesmith
@@ -19,7 +19,7 @@ from finesmith.recipe import from_dict
 from finesmith.workflows.apply import evaluate_file, predict_file
 from finesmith.workflows.check import check
 from finesmith.workflows.tune import resume
-from tiny import WORDS
+from tiny import write_tiny_llama
 
 BASELINES = {
     "causal-text": {"untuned base model", "byte 6-grams"},
@@ -29,40 +29,12 @@ BASELINES = {
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a file of documents whose words follow each other in a fixed order, from a word of their own."""
-    draw = random.Random(0)
-    documents = []
-    for _ in range(60):
-        at = draw.randrange(len(WORDS))
-        documents.append(" ".join(WORDS[(at + step) % len(WORDS)] for step in range(draw.randint(10, 40))))
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("\n\n".join(documents), "utf-8")
-    return path
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a tiny Llama and a tokenizer of words."""
-    import torch
-    from tokenizers import processors
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from tiny import bert_tokenizer
-
-    folder = tmp_path_factory.mktemp("tiny-llama")
-    tokenizer: Any = bert_tokenizer()
-    tokenizer.bos_token, tokenizer.eos_token = "[CLS]", "[SEP]"
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A", special_tokens=[("[CLS]", tokenizer.bos_token_id)]
-    )
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=64, bos_token_id=2, eos_token_id=3, pad_token_id=0,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return write_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
 
 
 @pytest.fixture(scope="module", params=sorted(BASELINES))
