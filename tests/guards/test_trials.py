@@ -58,7 +58,7 @@ CUTS = [([make([0, 1, 2])], 3), ([make([0]), make([1]), make([2])], 3)]
 @pytest.mark.parametrize("lora", [False, True])
 def test_all_trials_leave_every_bit_as_it_was(lora: bool, network: Network) -> None:
     if lora:
-        add_adapter(network, "lora", {"r": 2, "lora_dropout": 0.1}, seed=0, purpose="sequence_classification")
+        add_adapter(network, "lora", {"r": 2, "lora_dropout": 0.1}, seed=0)
     module, loss, answers = network.module, loss_of(network), answers_of(network)
     module.train()
     network.classifier.eval()

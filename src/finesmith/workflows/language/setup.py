@@ -131,6 +131,8 @@ def set_up(
 
 def output_width(network: Network, task: LanguageTask) -> int:
     """Return how many values the head returns for every token; 0 where it is asked for a few tokens at a time only."""
+    from finesmith.models.token_heads import TokenNetwork
+
     width = len(task.labels or ())
     if not width and isinstance(network, TokenNetwork) and (network.prompt or not network.split):
         return int(network.classifier.config.get_text_config().vocab_size)
