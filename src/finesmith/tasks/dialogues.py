@@ -248,7 +248,7 @@ def first_prompts(
     return {
         row: prompt_ids(content.conversations[row], template, tokenizer, turn=last_answer(content.conversations[row]))
         for row, length in enumerate(lengths)
-        if length < max_length
+        if length < max_length and content.conversations[row].turns[-1].role == "assistant"
     }
 
 
