@@ -171,7 +171,7 @@ class AnswerTask(LanguageTask):
         if content.references is not None:
             sheet = Sheet(content.scored, None, everyone, template, tokenizer, max_length)
             told = Answers(
-                tuple(int(token) for token in tokenizer.convert_tokens_to_ids(list(template.stops))),
+                writing.token_ids(template.stops, tokenizer),
                 whole=self.speech.loss == "all",
                 prompts=dialogues.first_prompts(content, template, tokenizer, max_length),
             )

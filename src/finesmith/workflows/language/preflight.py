@@ -253,9 +253,12 @@ def _saving(
     from finesmith.models.load import find
     from finesmith.models.merge import merge
     from finesmith.models.save import save_classifier
+    from finesmith.models.token_heads import TokenNetwork
     from finesmith.recipe import ADAPTERS
 
     network, adapted = setup.network, recipe.method.name in ADAPTERS
+    assert isinstance(network, TokenNetwork)
+    kind = network.kind
 
     def again() -> Sequence[Tensor]:
         with tempfile.TemporaryDirectory(prefix="finesmith-probe-") as scratch:
@@ -271,7 +274,7 @@ def _saving(
                 save_classifier(network, folder)
             labels, device = data.task.labels, setup.device.device
             found, _ = load_language_model(
-                find(str(folder)), network.tokenizer, kind=network.kind, labels=labels, seed=0, device=device
+                find(str(folder)), network.tokenizer, kind=kind, labels=labels, seed=0, device=device
             )
             found.module.eval()
             with torch.no_grad():
