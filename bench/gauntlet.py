@@ -350,12 +350,18 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--only", default="", help="faults whose name, task or variant holds this")
     parser.add_argument("--peer-python", type=Path)
+    parser.add_argument("--shared", type=Path, help="data and models for clean runs of real weights")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="finesmith-gauntlet-") as folder:
         world = World(Path(folder))
         faults = [one for one in gauntlet_faults.FAULTS if asked.only in f"{one.fault} {one.task} {one.variant}"]
         faults = faults[:: asked.every]
-        clean = [one for one in clean_cases(world) if asked.only in f"clean {one.task} {one.variant}"][:: asked.every]
+        clean = clean_cases(world)
+        if asked.shared is not None:
+            from gauntlet_real import real_cases
+
+            clean += real_cases(world, asked.shared)
+        clean = [one for one in clean if asked.only in f"clean {one.task} {one.variant}"][:: asked.every]
         found = run(faults, world)
         alarms = run(clean, world)
     print("\n".join(table(faults, found)))

@@ -12,6 +12,7 @@ from typing import Any
 
 from gauntlet import Case, Patch
 from gauntlet_chat import CHAT
+from gauntlet_written import faults_written
 
 LORA = {"method.name": "lora", "train.learning_rate": 1e-2, "train.warmup": 0.0}
 WORDS_ADDED = {"data.domain_words": ["moviegoer", "storyline"]}
@@ -808,3 +809,4 @@ FAULTS.extend(
         "another base model": another_base,
     }.items()
 )
+FAULTS.extend(replace(case, variant=f"written: {case.variant}") for case in faults_written())

@@ -157,13 +157,13 @@ INSTRUCT: list[tuple[str, dict[str, Any]]] = [
     ("three rounds, loss on the last", {"data.train": "@turns", "text.loss": "last"}),
     ("three rounds, loss on all", {"data.train": "@turns", "text.loss": "all"}),
     ("loss on all, LoRA", {"text.loss": "all", "method.name": "lora"}),
-    ("three rounds, shortened", {"data.train": "@turns", "text.too_long": "shorten", "data.max_length": 64}),
-    ("shortened", {"text.too_long": "shorten", "data.max_length": 24, "data.train": "@asked"}),
-    ("shortened, loss on all", {"data.train": "@turns", "text.too_long": "shorten", "data.max_length": 64,
+    ("three rounds, shortened", {"data.train": "@turns", "text.too_long": "shorten", "data.max_length": 100}),
+    ("shortened", {"text.too_long": "shorten", "data.max_length": 34, "data.train": "@asked"}),
+    ("shortened, loss on all", {"data.train": "@turns", "text.too_long": "shorten", "data.max_length": 100,
      "text.loss": "all"}),
-    ("shortened, loss on the last", {"data.train": "@turns", "text.too_long": "shorten", "data.max_length": 40,
+    ("shortened, loss on the last", {"data.train": "@turns", "text.too_long": "shorten", "data.max_length": 90,
      "text.loss": "last"}),
-    ("some dropped as too long", {"data.max_length": 30}),
+    ("some dropped as too long", {"data.max_length": 40}),
     ("its own template", {"model.base": "@own"}),
     ("its own template, three rounds", {"model.base": "@own", "data.train": "@turns"}),
     ("padding is the end", {"model.base": "@padded"}),
@@ -206,3 +206,155 @@ def clean_written() -> list[Case]:
     for method in ("lora", "dora"):
         found.append(Case("", f"pieces that overlap, {method}", "causal-text", {**overlap, "method.name": method}))
     return found
+
+
+# --- faults that come in by files, by a template, or by the recipe ------------------------------------------------------
+
+
+def other_rows(make: Any) -> Any:
+    """Have other rows in the data file."""
+
+    def files(folder: Path, tree: dict[str, Any]) -> dict[str, Any]:
+        folder.mkdir()
+        path = write_rows(folder / "rows.jsonl", make())
+        return {**tree, "data": {**tree["data"], "train": str(path)}}
+
+    return files
+
+
+def base_with(*, template: str | None = None, change: Any = None, bos: bool = True) -> Any:
+    """Have another base model."""
+
+    def files(folder: Path, tree: dict[str, Any]) -> dict[str, Any]:
+        write_chat(folder, template=template, change=change, bos=bos)
+        return {**tree, "model": {**tree["model"], "base": str(folder)}}
+
+    return files
+
+
+def untrained(how: str) -> list[dict[str, Any]]:
+    """Return conversations in which nothing is to be learnt."""
+    rows = talks(2)
+    for row in rows:
+        if how == "asked only":
+            row["messages"] = [turn for turn in row["messages"] if turn["role"] != "assistant"]
+        for turn in row["messages"]:
+            if turn["role"] == "assistant" and how == "weight 0":
+                turn["weight"] = 0
+            if turn["role"] == "assistant" and how == "empty":
+                turn["content"] = ""
+    return rows
+
+
+def endless(tokenizer: Any) -> None:
+    """Have no token that ends a text."""
+    tokenizer.eos_token = None
+
+
+def leaked(how: str) -> Any:
+    """Name a test or validation file that repeats training rows."""
+
+    def files(folder: Path, tree: dict[str, Any]) -> dict[str, Any]:
+        folder.mkdir()
+        source = Path(tree["data"]["train"])
+        text = source.read_text("utf-8")
+        rows = json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.splitlines()]
+        some = [dict(row) for row in rows[:30]]
+        for row in some:
+            for key, value in row.items():
+                if how == "other answers" and key in ("output", "chosen", "rejected"):
+                    row[key] = f"{value} thanks"
+                if how == "other letters" and isinstance(value, str):
+                    row[key] = value.upper()
+        path = write_rows(folder / "some.jsonl", some)
+        return {**tree, "data": {**tree["data"], "validation" if how == "validation" else "test": str(path)}}
+
+    return files
+
+
+TURN = "{{ message['role'] }} : {{ message['content'] }}"
+EACH = "{% for message in messages %}"
+ASK = "{% if add_generation_prompt %}assistant :{% endif %}"
+END = "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %} "
+TEMPLATES: dict[str, dict[str, str]] = {
+    "stop token never supervised": {
+        "a template without one": f"{{{{ bos_token }}}}{EACH}{TURN} {{% endfor %}}{ASK}",
+        "a template that writes it before": f"{{{{ bos_token }}}}{EACH}{{{{ eos_token }}}} {TURN} {{% endfor %}}{ASK}",
+        "a template that ends what was asked": f"{{{{ bos_token }}}}{EACH}{TURN}{{% if message['role'] == 'user' %}}"
+        f"{{{{ eos_token }}}}{{% endif %}} {{% endfor %}}{ASK}",
+    },
+    "double BOS": {
+        "a template writes it twice": f"{{{{ bos_token }}}}{{{{ bos_token }}}}{EACH}{TURN}{END}{{% endfor %}}{ASK}",
+        "a template writes its name too": f"{{{{ bos_token }}}}[CLS]{EACH}{TURN}{END}{{% endfor %}}{ASK}",
+        "a template writes it at every turn": f"{{{{ bos_token }}}}{EACH}{{{{ bos_token }}}}{TURN}{END}{{% endfor %}}"
+        f"{ASK}",
+    },
+    "asked otherwise than trained": {
+        "a word more when it asks": f"{{{{ bos_token }}}}{{% if add_generation_prompt %}}refund {{% endif %}}{EACH}{TURN}{END}"
+        f"{{% endfor %}}{ASK}",
+        "it is opened under another name": f"{{{{ bos_token }}}}{EACH}{TURN}{END}{{% endfor %}}"
+        "{% if add_generation_prompt %}model :{% endif %}",
+        "a beginning in training alone": "{% if not add_generation_prompt %}{{ bos_token }}{% endif %}"
+        f"{EACH}{TURN}{END}{{% endfor %}}{ASK}",
+    },
+    "mask of zeros or ones": {
+        "a template without answers": f"{{{{ bos_token }}}}{EACH}{{% if message['role'] == 'user' %}}{TURN}{{% endif %}}"
+        f"{{% endfor %}}{ASK}",
+    },
+}  # fmt: skip
+
+
+def faults_written() -> list[Case]:
+    """Return the faults that go through whole runs of instructions and of preferences."""
+    both = ("instruct", "preferences")
+    # A rate of instructions is too high for preferences, and that is not what these are about.
+    own = {"instruct": {}, "preferences": {"train.learning_rate": 5e-3}}
+    found = [
+        Case(fault, name, task, own[task], files=base_with(template=text))
+        for fault, variants in TEMPLATES.items()
+        for name, text in variants.items()
+        for task in both
+    ]
+    for how in ("asked only", "weight 0", "empty"):
+        rows = other_rows(lambda how=how: untrained(how))
+        found.append(Case("mask of zeros or ones", f"answers: {how}", "instruct", files=rows))
+        last = {"text.loss": "last"}
+        found.append(Case("mask of zeros or ones", f"answers: {how}, loss on the last", "instruct", last, files=rows))
+    end = "stop token never supervised"
+    found += [Case(end, "the tokenizer has none", task, own[task], files=base_with(change=endless)) for task in both]
+    cuts: dict[str, dict[str, Any]] = {
+        "all rows dropped": {"data.max_length": 6},
+        "some too long, to be stopped at": {"data.max_length": 26, "text.too_long": "stop"},
+        "answers longer than what is kept": {"data.max_length": 5, "text.too_long": "shorten"},
+    }
+    for name, values in cuts.items():
+        found += [Case("an answer cut away", name, task, {**own[task], **values}) for task in both]
+    most: dict[str, dict[str, Any]] = {
+        "most rows dropped": {"data.max_length": 32},
+        "most rows dropped, loss on all": {"data.max_length": 32, "text.loss": "all"},
+        "most rows dropped, loss on the last": {"data.max_length": 32, "text.loss": "last"},
+    }
+    found += [Case("an answer cut away", name, "instruct", values) for name, values in most.items()]
+    values = {**own["preferences"], "data.max_length": 25}
+    found.append(Case("an answer cut away", "most rows dropped", "preferences", values))
+    for how in ("the same rows", "other answers", "other letters", "validation"):
+        found += [
+            Case("the same rows in two splits", f"a file of training rows: {how}", task, own[task],
+                 files=leaked(how), told="leakage")
+            for task in both
+        ]  # fmt: skip
+    for kind in ("related", "triplets", "labelled"):
+        found.append(
+            Case("the same rows in two splits", f"a test file copied from train: {kind}", "embeddings",
+                 {"data.train": f"@{kind}"}, files=copied_csv, told="leakage")
+        )  # fmt: skip
+    return found
+
+
+def copied_csv(folder: Path, tree: dict[str, Any]) -> dict[str, Any]:
+    """Name a test file that holds a part of the training file."""
+    folder.mkdir()
+    head, *rows = Path(tree["data"]["train"]).read_text("utf-8").splitlines()
+    path = folder / "test.csv"
+    path.write_text("\n".join([head, *rows[:30]]), "utf-8")
+    return {**tree, "data": {**tree["data"], "test": str(path)}}

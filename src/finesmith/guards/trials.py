@@ -35,7 +35,7 @@ SAME_GRADIENT, SAME_COARSE = 1e-2, 0.15
 # first, for most models need no more. Bounded losses and adapters of few numbers fall slowly.
 FALL = 0.05
 TRIALS = ((8, (1.0, 10.0, 100.0, 1000.0)), (48, (0.1, 0.5, 2.0, 10.0, 100.0)))
-# A few vectors before the text, or one factor for each state, move the words that a frozen model expects by little.
+# A few vectors before the text move the words that a frozen model expects by little.
 LEAST_FALL = 0.005
 SMALLEST_LOSS = 1e-3
 

@@ -124,8 +124,8 @@ def trials(recipe: Recipe, data: Gathered, setup: Setup) -> Iterator[Probed]:
     yield found
     if not found.passed:
         return
-    # Neither kind has a head of its own to train, unless the task has labels.
-    weak = recipe.method.name in ("ia3", "prompt") and data.task.labels is None
+    # A head of labels is trained with the prompt; one of words is not.
+    weak = recipe.method.name == "prompt" and data.task.labels is None
     fall = trials.LEAST_FALL if weak else trials.FALL
     if type(data.task).loss is not LanguageTask.loss:
         # A loss of pairs or of whole batches: rows cannot be taken apart, and no target has a probability of its own.
