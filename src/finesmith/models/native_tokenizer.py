@@ -42,6 +42,7 @@ class NativeTokenizer:
     split_special_tokens: bool = False
 
     is_fast = True
+    bos_token_id = None
     eos_token_id = None
 
     def __len__(self) -> int:
