@@ -200,7 +200,7 @@ def lay_out(rows: Corpus, tokenizer: PreTrainedTokenizerBase, choices: Choices, 
         raise DataError(
             f"{where}: none of the {len(rows):,} conversations can be used: "
             f"{len(trained.dropped):,} have more than {max_length} tokens, {len(trained.faults):,} are refused by the "
-            "chat template; raise data.max_length, set text.too_long: shorten, or name another text.template"
+            f"chat template; {remedy(speech.too_long)}"
         )
     kept = take(rows, trained.ids)
     written = _as_written(kept.content, template)
@@ -219,7 +219,14 @@ def lay_out(rows: Corpus, tokenizer: PreTrainedTokenizerBase, choices: Choices, 
         {reason: count for reason, count in lost.items() if count},
         notes,
         choices,
+        unfit=len(trained.dropped),
     )
+
+
+def remedy(too_long: str) -> str:
+    """Say what to do where no row can be used; too_long: as the recipe says."""
+    cut = "" if too_long == "shorten" else " set text.too_long: shorten,"
+    return f"raise data.max_length,{cut} or name another text.template"
 
 
 def _prompts(rows: Corpus, template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], ...]:

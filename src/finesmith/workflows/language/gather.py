@@ -65,7 +65,8 @@ class Gathered:
 
     corpora: train and validation (test only in `test`, sealed); ids: int64, those of the rows of each split; mixture:
     which source each row is of; places: the place of each id, for messages; tokens: what the data page tells of
-    lengths; why: the reason for each inferred recipe key.
+    lengths; why: the reason for each inferred recipe key; unfit: how many rows were left out because their answer is
+    too long.
     """
 
     task: LanguageTask
@@ -78,6 +79,7 @@ class Gathered:
     max_length: int
     summary: dict[str, Any]
     why: dict[str, str]
+    unfit: int = 0
 
 
 def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, longest: int) -> Gathered:
@@ -159,6 +161,7 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
         max_length=limit[0],
         summary=summary,
         why={"data.max_length": limit[1]},
+        unfit=0 if laid is None else laid.unfit,
     )
 
 

@@ -66,12 +66,17 @@ def looks(recipe: Recipe, data: Gathered, setup: Setup) -> Iterator[Probed]:
     yield from _labels(data, encoded)
     yield probes.leakage(_shared(data), kept=recipe.data.audit.leakage == "keep")
     yield probes.base_weights(report.loaded, report.missing, len(report.unexpected))
+    answers = encoded.answers
+    if answers is not None and data.unfit:
+        others = sum(len(data.ids[name]) for name in SPLITS[1:])
+        answers = replace(answers, lost=data.unfit, others=others)
     yield from rows.look_at_rows(
         encoded.rows,
-        encoded.answers,
+        answers,
         causal=data.task.kind == "causal" and type(data.task).loss is LanguageTask.loss,
         beginning=beginning_of(tokenizer),
         decode=None if labels else lambda ids: str(tokenizer.decode(list(ids))),
+        told=data.task.kind != "embedding",
     )
     if labels is not None:
         halved = int((encoded.rows.lengths() * 2 < encoded.lengths).sum())
@@ -119,10 +124,13 @@ def trials(recipe: Recipe, data: Gathered, setup: Setup) -> Iterator[Probed]:
     yield found
     if not found.passed:
         return
+    # Neither kind has a head of its own to train, unless the task has labels.
+    weak = recipe.method.name in ("ia3", "prompt") and data.task.labels is None
+    fall = trials.LEAST_FALL if weak else trials.FALL
     if type(data.task).loss is not LanguageTask.loss:
         # A loss of pairs or of whole batches: rows cannot be taken apart, and no target has a probability of its own.
         few = longest(data, setup)
-        yield trials.tiny_batch_learnt(module, loss_sum, lambda _: few, len(few.lengths), setup.learning_rate)
+        yield trials.tiny_batch_learnt(module, loss_sum, lambda _: few, len(few.lengths), setup.learning_rate, fall=fall, alone=False)
         return
     make, count = _few(data, setup)
     singles = [batch for batch in (make([place]) for place in range(count)) if _told(batch)]
@@ -138,7 +146,7 @@ def trials(recipe: Recipe, data: Gathered, setup: Setup) -> Iterator[Probed]:
 
     yield trials.neighbours_apart(module, answers, make, count)
     yield trials.alone_and_together(module, answers, make, count)
-    yield trials.tiny_batch_learnt(module, loss_sum, make, count, setup.learning_rate)
+    yield trials.tiny_batch_learnt(module, loss_sum, make, count, setup.learning_rate, fall=fall)
     if network.kind == "causal" and not network.prompt:
         yield _generation(setup)
     if (
