@@ -66,13 +66,17 @@ def looks(recipe: Recipe, data: Gathered, setup: Setup) -> Iterator[Probed]:
     yield from _labels(data, encoded)
     yield probes.leakage(_shared(data), kept=recipe.data.audit.leakage == "keep")
     yield probes.base_weights(report.loaded, report.missing, len(report.unexpected))
-    yield from rows.look_at_rows(
-        encoded.rows,
-        encoded.answers,
-        causal=data.task.kind == "causal" and type(data.task).loss is LanguageTask.loss,
-        beginning=beginning_of(tokenizer),
-        decode=None if labels else lambda ids: str(tokenizer.decode(list(ids))),
-    )
+    if data.task.kind == "embedding":
+        # What is learnt of whole texts: no token has a target of its own.
+        yield rows.one_beginning(encoded.rows.tokens, encoded.rows.offsets, beginning_of(tokenizer))
+    else:
+        yield from rows.look_at_rows(
+            encoded.rows,
+            encoded.answers,
+            causal=data.task.kind == "causal" and type(data.task).loss is LanguageTask.loss,
+            beginning=beginning_of(tokenizer),
+            decode=None if labels else lambda ids: str(tokenizer.decode(list(ids))),
+        )
     if labels is not None:
         halved = int((encoded.rows.lengths() * 2 < encoded.lengths).sum())
         yield rows.answers_survive(encoded.rows, 0, halved)
