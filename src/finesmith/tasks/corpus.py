@@ -206,3 +206,9 @@ class Baseline:
     name: str
     title: str
     answer: Callable[[Corpus, Encoded], Outcome]
+
+
+def columns_of(parts: Sequence[Corpus]) -> Mapping[str, str]:
+    """Return the columns that all parts were read by, none where they differ: a recipe can name one for all files."""
+    first = parts[0].columns
+    return first if all(part.columns == first for part in parts) else {}

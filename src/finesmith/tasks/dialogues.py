@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from finesmith.data.chat import Conversation, Fault, Turn, refuse
 from finesmith.data.supervised import UNSUPERVISED, Supervised
 from finesmith.errors import DataError
-from finesmith.tasks.corpus import Choices, Corpus, LaidOut
+from finesmith.tasks.corpus import Choices, Corpus, LaidOut, columns_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,13 +94,12 @@ def join(parts: Sequence[Corpus]) -> Corpus:
     for part in parts:
         for reason, count in part.lost.items():
             lost[reason] = lost.get(reason, 0) + count
-    alike = all(part.columns == parts[0].columns for part in parts)
     return corpus(
         Dialogues(tuple(one for content in contents for one in content.conversations), references),
         [place for part in parts for place in part.where],
         texts=[text for part in parts for text in part.texts],
         origins=[origin for part in parts for origin in part.origins],
-        columns=parts[0].columns if alike else {},
+        columns=columns_of(parts),
         notes=[note for part in parts for note in part.notes],
         lost=lost,
     )
