@@ -113,7 +113,9 @@ def test_an_answer_is_never_cut(make: Callable[..., dict[str, Any]], tmp_path: P
     assert "2 of 32 conversations (6%) have more than 64 tokens" in said[0]
     assert "text.too_long: shorten" in said[0]
     told.clear()
-    shortened = check(from_dict(make(rows, text__too_long="shorten")), listeners=[told.append])["flow"]
+    found = check(from_dict(make(rows, text__too_long="shorten")), listeners=[told.append])
+    shortened, lengths = found["flow"], found["plan"]["tokens"]
+    assert (lengths["truncated_rows"], lengths["max_length"]) == (1, 64)
     said = [note["message"] for note in told if str(note.get("message")).startswith("too long")]
     assert "1 of 32 conversations (3%) have more than 64 tokens even without their prompts" in said[0]
     assert "shorten" not in said[0]

@@ -237,6 +237,7 @@ def lay_out(rows: Corpus, tokenizer: PreTrainedTokenizerBase, choices: Choices, 
         {reason: count for reason, count in lost.items() if count},
         notes,
         replace(choices, speech=speech),
+        len(shortened),
     )
 
 

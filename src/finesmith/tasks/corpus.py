@@ -129,7 +129,7 @@ class LaidOut:
     """Rows that the model can read, as tokens in their content.
 
     kept: int64 [N], the places they had before; lost: how many could not be kept, by reason; notes: what was cut;
-    choices: those of the recipe with what was open in them settled.
+    choices: those of the recipe with what was open in them settled; shortened: how many kept rows lost tokens.
     """
 
     corpus: Corpus
@@ -137,6 +137,7 @@ class LaidOut:
     lost: Mapping[str, int]
     notes: Sequence[str]
     choices: Choices
+    shortened: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -219,6 +219,7 @@ def lay_out(rows: Corpus, tokenizer: PreTrainedTokenizerBase, choices: Choices, 
         {reason: count for reason, count in lost.items() if count},
         notes,
         choices,
+        len(trained.shortened),
     )
 
 
