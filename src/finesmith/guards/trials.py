@@ -204,7 +204,14 @@ def generation_equal(module: nn.Module, generate: Callable[[Sequence[Sequence[in
 
 
 def tiny_batch_learnt(
-    module: nn.Module, loss_sum: LossSum, make: Make, count: int, rate: float, *, softened: float = 0.0, fall: float = FALL,
+    module: nn.Module,
+    loss_sum: LossSum,
+    make: Make,
+    count: int,
+    rate: float,
+    *,
+    softened: float = 0.0,
+    fall: float = FALL,
     alone: bool = True,
 ) -> Probed:
     """Check that a few rows can be learnt: their loss falls by a clear share within a few steps, which are undone.

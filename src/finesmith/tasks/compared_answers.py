@@ -246,6 +246,7 @@ def lay_out(rows: Corpus, tokenizer: PreTrainedTokenizerBase, choices: Choices, 
         notes,
         replace(choices, speech=speech),
         unfit=len(dropped),
+        shortened=len(shortened),
     )
 
 

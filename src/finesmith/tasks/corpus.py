@@ -130,7 +130,7 @@ class LaidOut:
 
     kept: int64 [N], the places they had before; lost: how many could not be kept, by reason; notes: what was cut;
     choices: those of the recipe with what was open in them settled; unfit: how many of those lost had an answer that
-    is too long.
+    is too long; shortened: how many kept rows lost tokens.
     """
 
     corpus: Corpus
@@ -139,6 +139,7 @@ class LaidOut:
     notes: Sequence[str]
     choices: Choices
     unfit: int = 0
+    shortened: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,6 +205,8 @@ def lay_out(rows: Corpus, tokenizer: PreTrainedTokenizerBase, choices: Choices, 
     written = _as_written(kept.content, template)
     lost = {"too long": len(trained.dropped), "refused by the chat template": len(trained.faults)}
     notes = [f"chat template {name}: {trained.told()}"]
+    if trained.dropped:
+        notes.append(_of_length(len(trained.dropped), len(rows), max_length, speech.too_long))
     return LaidOut(
         corpus(
             replace(written, trained=trained.rows, scored=scored),
@@ -219,6 +221,17 @@ def lay_out(rows: Corpus, tokenizer: PreTrainedTokenizerBase, choices: Choices, 
         notes,
         choices,
         unfit=len(trained.dropped),
+        shortened=len(trained.shortened),
+    )
+
+
+def _of_length(dropped: int, rows: int, max_length: int, too_long: str) -> str:
+    remedy = "set text.too_long: shorten, which cuts prompts, or " if too_long == "drop" else ""
+    what = "" if too_long == "drop" else " even without their prompts"
+    return (
+        f"too long: {dropped:,} of {rows:,} conversations ({dropped / rows:.0%}) have more than {max_length:,} tokens"
+        f"{what} and are in no split, test included; to keep them, {remedy}raise data.max_length "
+        "where the model takes more"
     )
 
 

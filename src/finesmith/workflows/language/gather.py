@@ -10,7 +10,7 @@ from finesmith.data.sources import refuse_twice
 from finesmith.discreet import discreet
 from finesmith.errors import DataError, RunError
 from finesmith.recipe import replace as replace_keys
-from finesmith.tasks.corpus import Choices, Contrast, Corpus, Reading, Speech
+from finesmith.tasks.corpus import Choices, Contrast, Corpus, LaidOut, Reading, Speech
 from finesmith.tasks.language import LanguageTask
 from finesmith.tasks.preference_losses import Objective
 from finesmith.types import SPLITS, Examples, Finding, Split
@@ -144,7 +144,12 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
         "split_notes": notes,
         "mixture": mixture.counted(recipe, positions),
         "max_length": limit[0],
-        "tokens": {**tokens.summary(), **_truncated(kind, tokens, limit[0]), "added_words": []},
+        "tokens": {
+            **tokens.summary(),
+            **_truncated(kind, tokens, limit[0]),
+            **_shortened(laid, limit[0]),
+            "added_words": [],
+        },
     }
     run.write_json("data.json", summary)
     split_of = dict(zip(kept.tolist(), splits, strict=True))
@@ -163,6 +168,17 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
         why={"data.max_length": limit[1]},
         unfit=0 if laid is None else laid.unfit,
     )
+
+
+def _shortened(laid: LaidOut | None, longest: int) -> dict[str, Any]:
+    """Return what the data page tells of rows that were cut before their bare texts were counted."""
+    if laid is None or not laid.shortened:
+        return {}
+    return {
+        "max_length": longest,
+        "truncated_rows": laid.shortened,
+        "truncated_share": laid.shortened / len(laid.kept),
+    }
 
 
 def reading_of(recipe: Recipe) -> Reading:
