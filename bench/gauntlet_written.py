@@ -7,9 +7,10 @@ import random
 from pathlib import Path
 from typing import Any
 
-from gauntlet import REMOVED, Case
 from jobs import BAD, GOOD, PLAIN, reviews, write_csv
 from language_jobs import labelled, triplets, write_rows
+
+from gauntlet import REMOVED, Case
 
 ASKED = ("what is the colour of", "tell me about", "how many are in", "is it late for")
 METHODS = ("rslora", "dora", "pissa", "ia3", "prompt")

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from language_jobs import conversations, language_plan, sentences, triplets, write_conll, write_rows
-from tiny import write_tiny_llama
 
 from finesmith.errors import DataError, ModelError
 from finesmith.recipe import from_dict, load
 from finesmith.workflows.tune import tune
+from tiny import write_tiny_llama
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_two_rows_are_too_few_for_a_split(task: str, tiny_model: Path, llama: Pa
     if task == "token-classification":
         data = write_conll(tmp_path / "rows.conll", sentences(2))
     base = llama if task in ("instruct", "preferences") else tiny_model
-    with pytest.raises(DataError, match="2 .* count as 2 independent ones.*add some") as refused:
+    with pytest.raises(DataError, match=r"2 .* count as 2 independent ones.*add some") as refused:
         tune(from_dict(language_plan(task, data, base, "none")), out=str(tmp_path / "run"))
     assert "documents" not in str(refused.value)
     assert data.name in str(refused.value)

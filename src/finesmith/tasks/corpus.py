@@ -124,6 +124,13 @@ class Corpus:
         return self.parts or {"text": self.texts}
 
 
+def groups_of(corpus: Corpus, measured: int, answered: Ints | None) -> Sequence[str] | None:
+    """Return the groups of `measured` rows of a corpus, all or those at `answered`; None where it has none."""
+    if corpus.groups is None or answered is None or measured == len(corpus):
+        return corpus.groups
+    return [corpus.groups[row] for row in answered.tolist()]
+
+
 @dataclass(frozen=True, slots=True)
 class LaidOut:
     """Rows that the model can read, as tokens in their content.
