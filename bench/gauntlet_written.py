@@ -7,9 +7,10 @@ import random
 from pathlib import Path
 from typing import Any
 
-from gauntlet import REMOVED, Case
 from jobs import BAD, GOOD, PLAIN, reviews, write_csv
 from language_jobs import labelled, triplets, write_rows
+
+from gauntlet import REMOVED, Case
 
 ASKED = ("what is the colour of", "tell me about", "how many are in", "is it late for")
 METHODS = ("rslora", "dora", "pissa", "ia3", "prompt")
@@ -152,7 +153,8 @@ INSTRUCT: list[tuple[str, dict[str, Any]]] = [
     ("Alpaca, the usual rate", USUAL),
     ("prompts and completions", {"data.train": "@asked"}),
     ("ShareGPT with tools", {"data.train": "@tools", "model.base": "@marks", "text.template": "chatml"}),
-    ("ShareGPT with tools, LoRA", {"data.train": "@tools", "model.base": "@marks", "text.template": "chatml", "method.name": "lora"}),
+    ("ShareGPT with tools, LoRA",
+     {"data.train": "@tools", "model.base": "@marks", "text.template": "chatml", "method.name": "lora"}),
     ("three rounds", {"data.train": "@turns"}),
     ("three rounds, loss on the last", {"data.train": "@turns", "text.loss": "last"}),
     ("three rounds, loss on all", {"data.train": "@turns", "text.loss": "all"}),

@@ -122,7 +122,8 @@ def named_template(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatTemplat
         )
     if name not in _NEEDED and not tokenizer.eos_token:
         raise ModelError(
-            f"the chat template {name!r} ends answers with the end-of-text token, which this tokenizer lacks"
+            f"the chat template {name!r} ends answers with the end-of-text token, which this tokenizer lacks; "
+            "name a causal model as model.base, whose tokenizer has one"
         )
     adds_start = tokenizer.bos_token_id is not None and tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id
     source = _MACROS + ("{{ bos_token }}" if adds_start else "") + _BODIES[name]

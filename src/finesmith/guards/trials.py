@@ -204,15 +204,22 @@ def generation_equal(module: nn.Module, generate: Callable[[Sequence[Sequence[in
 
 
 def tiny_batch_learnt(
-    module: nn.Module, loss_sum: LossSum, make: Make, count: int, rate: float, *, softened: float = 0.0, fall: float = FALL,
+    module: nn.Module,
+    loss_sum: LossSum,
+    make: Make,
+    count: int,
+    rate: float,
+    *,
+    softened: float = 0.0,
+    fall: float = FALL,
     alone: bool = True,
 ) -> Probed:
     """Check that a few rows can be learnt: their loss falls by a clear share within a few steps, which are undone.
 
     rate: the recipe's learning rate, at which it is tried first, and then up to a thousand times higher: that a rate is
     too small for so few steps is no fault. Where all rows together do not, one alone must, where it has a loss of its
-    own (`alone`): equal rows may have unlike labels. softened: the share of targets that is spread over all classes, which keeps the loss from falling; fall: by
-    which share it must, where targets are not softened. A step
+    own (`alone`): equal rows may have unlike labels. softened: the share of targets that is spread over all classes,
+    which keeps the loss from falling; fall: by which share it must, where targets are not softened. A step
     moves each weight by the rate against the sign of its gradient, as the first step of Adam does.
     """
     share = fall * (1.0 - softened) ** 2

@@ -61,19 +61,30 @@ def read(sources: Sequence[str], reading: Reading) -> Corpus:
 
     Raises DataError where the columns are neither, and for malformed rows that are not to be dropped.
     """
-    from finesmith.data.preferences import read_marked, read_preferences
+    from finesmith.data.preferences import MARKS, read_marked, read_preferences
     from finesmith.data.sources import read as read_sources
 
     source = read_sources(sources, encoding=reading.encoding)
     rows, where = source.table.to_pylist(), source.places()
     names = {name.strip().lower() for name in source.table.column_names}
     malformed: Any = reading.malformed or "stop"
-    if {"chosen", "rejected"} <= names:
-        pairs = read_preferences(rows, where, identical="keep", malformed=malformed)
-        content, reason, kept = Compared(pairs.chosen, pairs.rejected, None), pairs.reason, pairs.rows
-    else:
-        marked = read_marked(rows, where, malformed=malformed)
-        content, reason, kept = Compared(marked.conversations, None, marked.good), marked.reason, marked.rows
+    if not {"chosen", "rejected"} <= names and not names.intersection(MARKS):
+        listed = ", ".join(name[:40] for name in source.table.column_names[:20])
+        raise DataError(
+            f"{source.origins[0].name} holds no preferences: its columns are {listed}; expected prompt, chosen and "
+            f"rejected, or an answer with a column that says whether it is good ({', '.join(MARKS)})"
+        )
+    try:
+        if {"chosen", "rejected"} <= names:
+            pairs = read_preferences(rows, where, identical="keep", malformed=malformed)
+            content, reason, kept = Compared(pairs.chosen, pairs.rejected, None), pairs.reason, pairs.rows
+        else:
+            marked = read_marked(rows, where, malformed=malformed)
+            content, reason, kept = Compared(marked.conversations, None, marked.good), marked.reason, marked.rows
+    except DataError as error:
+        if source.origins[0].name in str(error):
+            raise
+        raise DataError(f"{source.origins[0].name}: {error}") from None
     left_out = len(rows) - len(kept)
     origins = [replace(origin, notes=(*origin.notes, reason)) for origin in source.origins]
     return _corpus(content, [where[row] for row in kept], origins, {"malformed": left_out} if left_out else {})
@@ -102,9 +113,7 @@ def _corpus(
     return Corpus(
         texts=texts,
         labels=labels,
-        groups=[
-            blake2b(_prompt(one).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest() for one in content.first
-        ],
+        groups=[_digest(_prompt(one)) for one in content.first],
         where=where,
         origins=origins,
         columns={},
@@ -237,6 +246,7 @@ def lay_out(rows: Corpus, tokenizer: PreTrainedTokenizerBase, choices: Choices, 
         notes,
         replace(choices, speech=speech),
         unfit=len(dropped),
+        shortened=len(shortened),
     )
 
 

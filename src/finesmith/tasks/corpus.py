@@ -124,13 +124,20 @@ class Corpus:
         return self.parts or {"text": self.texts}
 
 
+def groups_of(corpus: Corpus, measured: int, answered: Ints | None) -> Sequence[str] | None:
+    """Return the groups of `measured` rows of a corpus, all or those at `answered`; None where it has none."""
+    if corpus.groups is None or answered is None or measured == len(corpus):
+        return corpus.groups
+    return [corpus.groups[row] for row in answered.tolist()]
+
+
 @dataclass(frozen=True, slots=True)
 class LaidOut:
     """Rows that the model can read, as tokens in their content.
 
     kept: int64 [N], the places they had before; lost: how many could not be kept, by reason; notes: what was cut;
     choices: those of the recipe with what was open in them settled; unfit: how many of those lost had an answer that
-    is too long.
+    is too long; shortened: how many kept rows lost tokens.
     """
 
     corpus: Corpus
@@ -139,6 +146,7 @@ class LaidOut:
     notes: Sequence[str]
     choices: Choices
     unfit: int = 0
+    shortened: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,3 +214,9 @@ class Baseline:
     name: str
     title: str
     answer: Callable[[Corpus, Encoded], Outcome]
+
+
+def columns_of(parts: Sequence[Corpus]) -> Mapping[str, str]:
+    """Return the columns that all parts were read by, none where they differ: a recipe can name one for all files."""
+    first = parts[0].columns
+    return first if all(part.columns == first for part in parts) else {}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from finesmith.data.documents import BLANK_LINE, Documents, documents_of, read_documents
 from finesmith.errors import DataError
-from finesmith.tasks.corpus import Corpus, Outcome, Reading
+from finesmith.tasks.corpus import Corpus, Outcome, Reading, columns_of
 
 if TYPE_CHECKING:
     from finesmith.data.sources import Origin
@@ -62,7 +62,7 @@ def join(parts: Sequence[Corpus]) -> Corpus:
         tuple(place for part in parts for place in part.content.where),
     )
     origins = [origin for part in parts for origin in part.origins]
-    return corpus(documents, origins, dict(parts[0].columns), [note for part in parts for note in part.notes])
+    return corpus(documents, origins, dict(columns_of(parts)), [note for part in parts for note in part.notes])
 
 
 def take(whole: Corpus, positions: Sequence[int] | Ints) -> Corpus:

@@ -13,7 +13,7 @@ from finesmith.data import related
 from finesmith.data.pairs import Kind
 from finesmith.data.related import Related
 from finesmith.errors import DataError, UserError
-from finesmith.tasks.corpus import Baseline, Choices, Contrast, Corpus, Encoded, Outcome, Reading
+from finesmith.tasks.corpus import Baseline, Choices, Contrast, Corpus, Encoded, Outcome, Reading, columns_of
 from finesmith.tasks.encoded_texts import Detail, over_texts
 from finesmith.tasks.language import LanguageTask
 
@@ -92,7 +92,7 @@ class Embeddings(LanguageTask):
     def join(cls, parts: Sequence[Corpus]) -> Corpus:
         """Lay rows end to end."""
         rows = related.join([part.content for part in parts])
-        return _corpus(rows, [origin for part in parts for origin in part.origins], parts[0].columns)
+        return _corpus(rows, [origin for part in parts for origin in part.origins], columns_of(parts))
 
     @classmethod
     def take(cls, corpus: Corpus, positions: Sequence[int] | Ints) -> Corpus:

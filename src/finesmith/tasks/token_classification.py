@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from finesmith.data.supervised import UNSUPERVISED
 from finesmith.data.tags import OUTSIDE, SCHEMES, Scheme, Sentences, label_names, spans_of
 from finesmith.errors import DataError
-from finesmith.tasks.corpus import Baseline, Choices, Corpus, Encoded, Outcome, Reading
+from finesmith.tasks.corpus import Baseline, Choices, Corpus, Encoded, Outcome, Reading, columns_of
 from finesmith.tasks.language import LanguageTask, over_tokens, sums_by_row, targets_by_row
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class TokenClassification(LanguageTask):
             contents[0].scheme,
         )
         origins = [origin for part in parts for origin in part.origins]
-        return _corpus(sentences, groups, origins, parts[0].columns, [note for part in parts for note in part.notes])
+        return _corpus(sentences, groups, origins, columns_of(parts), [note for part in parts for note in part.notes])
 
     @classmethod
     def take(cls, corpus: Corpus, positions: Sequence[int] | Ints) -> Corpus:

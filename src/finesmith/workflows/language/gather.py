@@ -10,7 +10,7 @@ from finesmith.data.sources import refuse_twice
 from finesmith.discreet import discreet
 from finesmith.errors import DataError, RunError
 from finesmith.recipe import replace as replace_keys
-from finesmith.tasks.corpus import Choices, Contrast, Corpus, Reading, Speech
+from finesmith.tasks.corpus import Choices, Contrast, Corpus, LaidOut, Reading, Speech
 from finesmith.tasks.language import LanguageTask
 from finesmith.tasks.preference_losses import Objective
 from finesmith.types import SPLITS, Examples, Finding, Split
@@ -144,7 +144,12 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
         "split_notes": notes,
         "mixture": mixture.counted(recipe, positions),
         "max_length": limit[0],
-        "tokens": {**tokens.summary(), "added_words": []},
+        "tokens": {
+            **tokens.summary(),
+            **_truncated(kind, tokens, limit[0]),
+            **_shortened(laid, limit[0]),
+            "added_words": [],
+        },
     }
     run.write_json("data.json", summary)
     split_of = dict(zip(kept.tolist(), splits, strict=True))
@@ -163,6 +168,17 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
         why={"data.max_length": limit[1]},
         unfit=0 if laid is None else laid.unfit,
     )
+
+
+def _shortened(laid: LaidOut | None, longest: int) -> dict[str, Any]:
+    """Return what the data page tells of rows that were cut before their bare texts were counted."""
+    if laid is None or not laid.shortened:
+        return {}
+    return {
+        "max_length": longest,
+        "truncated_rows": laid.shortened,
+        "truncated_share": laid.shortened / len(laid.kept),
+    }
 
 
 def reading_of(recipe: Recipe) -> Reading:
@@ -289,6 +305,12 @@ def row_limit(recipe: Recipe, longest: int) -> tuple[int, str]:
     return named, "named in the recipe"
 
 
+def _truncated(kind: type[LanguageTask], tokens: Tokens, limit: int) -> dict[str, Any]:
+    """Count the texts that are cut at so many tokens; other tasks leave rows out, or part them, and say so there."""
+    cut = int((tokens.original_lengths > limit).sum()) if "truncation" in kind.audits else 0
+    return {"truncated_rows": cut, "truncated_share": cut / max(1, len(tokens))}
+
+
 def _sequences(corpus: Corpus) -> list[str]:
     """Return the texts that the model reads, column by column: answers after their texts, other parts by themselves."""
     if corpus.answers is not None:
@@ -316,10 +338,10 @@ def _split(
     d, open_rows = recipe.data, kept[at]
     texts = [corpus.texts[i] for i in open_rows]
     together = units(clusters, corpus.groups)[open_rows]
-    if corpus.answers is not None and (found := len(set(together.tolist()))) < FEWEST_UNITS:
+    if kind.unit != "documents" and (found := len(set(together.tolist()))) < FEWEST_UNITS:
         raise DataError(
-            f"{len(at):,} {kind.unit} make {found} that are no copies of each other; a split needs {FEWEST_UNITS}: "
-            "add some, or give a file for each split"
+            f"{len(at):,} {kind.unit} count as {found} independent ones, for copies and what belongs together share a "
+            f"split; a split needs {FEWEST_UNITS}: add some, or give a file for each split"
         )
     validation = 0.0 if "validation" in names else d.validation_fraction
     test = 0.0 if "test" in names else d.test_fraction

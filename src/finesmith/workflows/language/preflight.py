@@ -130,7 +130,9 @@ def trials(recipe: Recipe, data: Gathered, setup: Setup) -> Iterator[Probed]:
     if type(data.task).loss is not LanguageTask.loss:
         # A loss of pairs or of whole batches: rows cannot be taken apart, and no target has a probability of its own.
         few = longest(data, setup)
-        yield trials.tiny_batch_learnt(module, loss_sum, lambda _: few, len(few.lengths), setup.learning_rate, fall=fall, alone=False)
+        yield trials.tiny_batch_learnt(
+            module, loss_sum, lambda _: few, len(few.lengths), setup.learning_rate, fall=fall, alone=False
+        )
         return
     make, count = _few(data, setup)
     singles = [batch for batch in (make([place]) for place in range(count)) if _told(batch)]
