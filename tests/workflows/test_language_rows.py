@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 from language_jobs import conversations, language_plan, sentences, triplets, write_conll, write_rows
-from tiny import write_tiny_llama
 
 from finesmith.errors import DataError, ModelError
 from finesmith.recipe import from_dict, load
+from finesmith.workflows.check import check
 from finesmith.workflows.tune import tune
+from tiny import write_tiny_llama
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_two_rows_are_too_few_for_a_split(task: str, tiny_model: Path, llama: Pa
     if task == "token-classification":
         data = write_conll(tmp_path / "rows.conll", sentences(2))
     base = llama if task in ("instruct", "preferences") else tiny_model
-    with pytest.raises(DataError, match="2 .* count as 2 independent ones.*add some") as refused:
+    with pytest.raises(DataError, match=r"2 .* count as 2 independent ones.*add some") as refused:
         tune(from_dict(language_plan(task, data, base, "none")), out=str(tmp_path / "run"))
     assert "documents" not in str(refused.value)
     assert data.name in str(refused.value)
@@ -104,3 +105,25 @@ def test_an_encoder_cannot_answer(tiny_model: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "asked.jsonl", conversations(20))
     with pytest.raises(ModelError, match=r"name a causal model as model\.base"):
         tune(from_dict(language_plan("instruct", data, tiny_model, "none")), out=str(tmp_path / "run"))
+
+
+def test_too_many_rows_left_out_for_their_length_are_told(llama: Path, tmp_path: Path) -> None:
+    rows = conversations(60)
+    long = [
+        {**row, "prompt": f"{row['prompt']} {'very ' * 40}{number}"}
+        for number, row in enumerate(conversations(90, seed=1))
+    ]
+    data = write_rows(tmp_path / "rows.jsonl", [*rows, *long])
+    found = check(from_dict(language_plan("instruct", data, llama, "none", data__max_length=32)))
+    probe = next(one for one in found["probes"] if one["name"] == "answers survive")
+    assert not probe["passed"]
+    assert "left out" in probe["evidence"]
+    assert not found["ok"]
+
+
+def test_nothing_is_advised_that_the_recipe_refuses(llama: Path, tmp_path: Path) -> None:
+    rows = [{**row, "response": f"<b>{row['response']}</b>"} for row in conversations(40)]
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    found = check(from_dict(language_plan("instruct", data, llama, "none")))
+    html = next(one for one in found["findings"] if one["kind"] == "html")
+    assert html["remedy"] == "`data.audit.html: drop` leaves them out"

@@ -242,7 +242,7 @@ def _data(folder: RunFolder) -> dict[str, Any]:
             (words(row.get("stage"), 100), count(row.get("rows"))) for row in records(folder.data.get("flow"))[:20]
         ],
         "longest": int(number(folder.data.get("max_length")) or 512),
-        "max_length": plain(tokens.get("max_length")) if number(tokens.get("max_length")) is not None else "",
+        "cuts": truncated is not None,
         "truncated": f"{100 * truncated:.1f} %" if truncated else "",
     }
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from finesmith.models.token_heads import TokenNetwork
     from finesmith.recipe import Recipe
     from finesmith.run import Run
-    from finesmith.tasks.corpus import Encoded
+    from finesmith.tasks.corpus import Answers, Encoded
     from finesmith.train.adamw import Optimizer
     from finesmith.types import Batch
     from finesmith.workflows.language.gather import Gathered
@@ -72,7 +72,7 @@ def looks(recipe: Recipe, data: Gathered, setup: Setup) -> Iterator[Probed]:
     else:
         yield from rows.look_at_rows(
             encoded.rows,
-            encoded.answers,
+            _answers(data, encoded),
             causal=data.task.kind == "causal" and type(data.task).loss is LanguageTask.loss,
             beginning=beginning_of(tokenizer),
             decode=None if labels else lambda ids: str(tokenizer.decode(list(ids))),
@@ -89,6 +89,14 @@ def looks(recipe: Recipe, data: Gathered, setup: Setup) -> Iterator[Probed]:
         lambda: smallest_change(recipe, setup, lengths, output_width(network, data.task)),
     )
     yield learning_rate(recipe, setup, data.task.rate_scale)
+
+
+def _answers(data: Gathered, encoded: Encoded) -> Answers | None:
+    """Return what is known of answers, with how many rows like those of train were left out for their length."""
+    if encoded.answers is None:
+        return None
+    kept = sum(map(len, data.ids.values()))
+    return replace(encoded.answers, lost=round(data.too_long * len(data.ids["train"]) / kept))
 
 
 def _labels(data: Gathered, encoded: Encoded) -> Iterator[Probed]:
