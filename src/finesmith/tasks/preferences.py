@@ -185,6 +185,7 @@ class Preferences(LanguageTask):
     def encode(self, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
         """Return the tokens of rows that were laid out: both answers of a pair are one row."""
         del tokenizer
+        self.require_known(corpus)
         content: Compared = corpus.content
         sequences = content.sequences
         assert sequences is not None, "rows are laid out first"
@@ -233,6 +234,13 @@ class Preferences(LanguageTask):
         places = places[np.argsort(sequences.lengths()[places], kind="stable")]
         made = ragged(sequences, places, ids=np.repeat(ids, sides), device=device)
         return replace(made, extra=Placed(places))
+
+    def taught(self, encoded: Encoded, batch: Batch) -> list[str]:
+        """Return whether each answer is the chosen or the rejected one, or marked good or bad."""
+        good, places = encoded.detail.good, batch.extra.sequences.tolist()
+        if good is None:
+            return ["rejected" if place % 2 else "chosen" for place in places]
+        return ["good" if good[place] else "bad" for place in places]
 
     def prepared(self, network: TokenNetwork, encoded: Encoded, batches: Sequence[Batch]) -> list[Batch]:
         """Return the batches of a step with KTO's estimate of how far the network has gone, over all of their rows."""
