@@ -318,10 +318,12 @@ class Preferences(LanguageTask):
             assert reference is not None
             gone = policy.new_tensor(divergence)
             return self.objective.of_marked(policy, reference, known(sides.good, torch.bool), gone)
-        order = torch.from_numpy(np.argsort(places, kind="stable")).to(policy.device)
+        order = np.argsort(places, kind="stable")
+        # A row that is drawn more than once in a step is here more than once.
+        first, second = (torch.from_numpy(order[places[order] % 2 == side]).to(policy.device) for side in (0, 1))
 
         def parted(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return values[order[::2]], values[order[1::2]]
+            return values[first], values[second]
 
         before = None if reference is None else parted(reference)
         return self.objective.of_pairs(parted(policy), before, parted(counts))
