@@ -187,6 +187,7 @@ def _about_row(row: Mapping[str, Any]) -> str:
     """Return what stands above a row: its place, its size, what it teaches, and why it was chosen."""
     size = f"{row['length']} of {row['original_length']} tokens"
     parts = [size if row["original_length"] > row["length"] else f"{row['length']} tokens"]
+    parts = [row["sort"], *parts] if "sort" in row else parts
     parts += [f"{row['supervised']} learnt"] if "supervised" in row else []
     parts += [WHY[why] for why in row["why"] if why != "cut"]
     parts += [f"answer: {row['target']}"] if "target" in row else []

@@ -166,6 +166,25 @@ def test_the_loss_of_real_rows_equals_plain_transformers(
     assert measured["reward_accuracy"].value == pytest.approx(np.mean(outcome.answers.margins > 0))
 
 
+@pytest.mark.parametrize("loss", ["dpo", "ipo", "orpo", "kto"])
+def test_a_row_drawn_twice_in_a_step_counts_twice(loss: str, llama: Path, tmp_path: Path) -> None:
+    task, network, _, encoded = prepared(loss, llama, tmp_path, "auto")
+    expected = by_hand(loss, Plain(llama, network.tokenizer.chat_template))
+    if loss == "kto":
+        # What the answers of other rows say is of each step's own rows.
+        encoded = replace(encoded, detail=replace(encoded.detail, mismatched=None))
+        ids = np.arange(len(expected))
+        (whole,) = task.prepared(network, encoded, [task.batch(encoded, ids, ids, 0, 0, "cpu")])
+        parts = [task.batch(encoded, np.array([row]), ids, 0, 0, "cpu") for row in ids]
+        expected = [task.loss(network, encoded, part)[0].item() for part in parts]
+        assert task.loss(network, encoded, whole)[0].item() == pytest.approx(sum(expected), abs=1e-8)
+    drawn = np.array([3, 1, 3, 0, 1, 3])
+    made = task.batch(encoded, drawn, np.arange(5), 0, 0, "cpu")
+    value, rows = task.loss(network, encoded, made)
+    assert (rows, task.units([made])) == (6, 6)
+    assert value.item() == pytest.approx(sum(expected[row] for row in drawn), abs=1e-8)
+
+
 @pytest.mark.parametrize("loss", ["dpo", "kto"])
 def test_a_model_measured_against_itself_has_no_preference(loss: str, llama: Path, tmp_path: Path) -> None:
     task, network, corpus, encoded = prepared(loss, llama, tmp_path, "auto")

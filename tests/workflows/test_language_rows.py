@@ -13,6 +13,7 @@ from language_jobs import conversations, language_plan, sentences, triplets, wri
 
 from finesmith.errors import DataError, ModelError
 from finesmith.recipe import from_dict, load
+from finesmith.workflows.check import check
 from finesmith.workflows.tune import tune
 from tiny import write_tiny_llama
 
@@ -104,3 +105,48 @@ def test_an_encoder_cannot_answer(tiny_model: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "asked.jsonl", conversations(20))
     with pytest.raises(ModelError, match=r"name a causal model as model\.base"):
         tune(from_dict(language_plan("instruct", data, tiny_model, "none")), out=str(tmp_path / "run"))
+
+
+def test_too_many_rows_left_out_for_their_length_are_told(llama: Path, tmp_path: Path) -> None:
+    rows = conversations(60)
+    long = [
+        {**row, "prompt": f"{row['prompt']} {'very ' * 40}{number}"}
+        for number, row in enumerate(conversations(90, seed=1))
+    ]
+    data = write_rows(tmp_path / "rows.jsonl", [*rows, *long])
+    found = check(from_dict(language_plan("instruct", data, llama, "none", data__max_length=32)))
+    probe = next(one for one in found["probes"] if one["name"] == "answers survive")
+    assert not probe["passed"]
+    assert "left out" in probe["evidence"]
+    assert not found["ok"]
+
+
+def test_nothing_is_advised_that_the_recipe_refuses(llama: Path, tmp_path: Path) -> None:
+    rows = [{**row, "response": f"<b>{row['response']}</b>"} for row in conversations(40)]
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    found = check(from_dict(language_plan("instruct", data, llama, "none")))
+    html = next(one for one in found["findings"] if one["kind"] == "html")
+    assert html["remedy"] == "`data.audit.html: drop` leaves them out"
+
+
+def test_rows_of_the_other_form_are_refused_wherever_they_come_from(tmp_path: Path) -> None:
+    from finesmith.tasks.corpus import Reading, Speech
+    from finesmith.tasks.preference_losses import Objective
+    from finesmith.tasks.preferences import Preferences
+
+    marked = [{**row, "label": number % 2 == 0} for number, row in enumerate(conversations(4))]
+    corpus = Preferences.read_unlabelled([str(write_rows(tmp_path / "marked.jsonl", marked))], Reading())
+    with pytest.raises(DataError, match="was tuned on pairs"):
+        Preferences(Objective("dpo"), Speech()).encode(corpus, None, 8)  # type: ignore[arg-type]
+
+
+def test_a_named_column_of_questions_is_read_and_no_other(tmp_path: Path) -> None:
+    from finesmith.tasks.corpus import Reading
+    from finesmith.tasks.instruct import Instruct
+
+    rows = [{"prompt": "this one", "response": "said", "other": f"that one {number}"} for number in range(3)]
+    data = str(write_rows(tmp_path / "asked.jsonl", rows))
+    assert list(Instruct.read_unlabelled([data], Reading()).texts) == ["this one"] * 3
+    assert list(Instruct.read_unlabelled([data], Reading(text="other")).texts) == [row["other"] for row in rows]
+    with pytest.raises(DataError, match=r"has no column 'nope'.*--text COLUMN"):
+        Instruct.read_unlabelled([data], Reading(text="nope"))

@@ -196,10 +196,13 @@ def test_sources_of_sentences_and_documents_are_weighted_and_scored(
     drawn = Counter(gathered.places[i].split(" ")[0] for i in ids)
     assert sum(drawn.values()) == count
     assert abs(drawn[sources[1]] - count * 3 / 4) < 1
+    told = {row["source"]: row["draws"] for row in gathered.summary["mixture"]}
+    assert told == {name: drawn[name] for name in sources}
 
     run = tuned(tree, tmp_path / "whole")
     scores, metric = read(run, "scores.json"), read(run, "verdict.json")["metric"]
     found = {row["source"]: row for row in scores["by_source"]["test"]}
+    assert {row["source"]: row["draws"] for row in read(run, "data.json")["mixture"]} == told
     sizes = {row["source"]: row["test"] for row in read(run, "data.json")["mixture"]}
     assert {name: row["rows"] for name, row in found.items()} == {name: size for name, size in sizes.items() if size}
     for row in found.values():

@@ -150,6 +150,6 @@ def test_the_smallest_change_is_named(job: dict[str, Any], tmp_path: Path) -> No
         return preflight.smallest_change(recipe, setup, lengths)
 
     assert with_room_for(2, 64) == "--set train.micro_batch_size=2 fits"
-    assert with_room_for(1, 40) == "--set data.max_length=40 train.micro_batch_size=1 fits"
+    assert with_room_for(1, 40) == "--set data.max_length=40 --set train.micro_batch_size=1 fits"
     setup.device = replace(setup.device, memory_free=1000)
     assert "method.name=lora" in preflight.smallest_change(recipe, setup, lengths)

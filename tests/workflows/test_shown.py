@@ -192,6 +192,17 @@ def test_tasks_wired_later_are_shown_too(data: Path, tiny_model: Path, tmp_path:
     assert found["meaning"].startswith("Each text becomes one vector")
     assert not any(texts(row, "supervised") or "supervised" in row for row in found["examples"])
     assert len(found["examples"]) == 2 * len({row["id"] for row in found["examples"]})
+    sizes = {(row["id"], row["sort"]): row["length"] for row in found["examples"]}
+    for name in {row["id"] for row in found["examples"]}:
+        assert sizes[name, "positive"] == sizes[name, "anchor"] + 1, "the word between them"
+
+    compared = [{"prompt": row["prompt"], "chosen": row["response"], "rejected": "dull"} for row in rows]
+    chosen = write_rows(tmp_path / "compared.jsonl", compared)
+    found = shown(language_plan("preferences", chosen, tmp_path / "llama", "none", model__dropout=None))
+    assert found["meaning"].startswith("Marked tokens are answers")
+    for row in found["examples"]:
+        said = compared[row["id"]][row["sort"]].split()
+        assert texts(row, "supervised") == [*said, "[SEP]"]
 
 
 def test_a_run_keeps_what_check_shows(data: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ def build(run_folder: Path) -> str:
         grown=bool(items(mapping(folder.data.get("tokens")).get("added_words"))),
         pooled=Markup(POOLINGS.get(str(folder.model.get("pooling")), POOLINGS["mean"])),
         written="written" in mapping(folder.scores.get("details")),
+        answered=_answered(folder),
         labels=[label_text(label, 120) for label in items(folder.data.get("labels"))[:LABELS_SHOWN]],
         labels_left_out=max(0, len(items(folder.data.get("labels"))) - LABELS_SHOWN),
         data=_data(folder),
@@ -242,7 +243,7 @@ def _data(folder: RunFolder) -> dict[str, Any]:
             (words(row.get("stage"), 100), count(row.get("rows"))) for row in records(folder.data.get("flow"))[:20]
         ],
         "longest": int(number(folder.data.get("max_length")) or 512),
-        "max_length": plain(tokens.get("max_length")) if number(tokens.get("max_length")) is not None else "",
+        "cuts": truncated is not None,
         "truncated": f"{100 * truncated:.1f} %" if truncated else "",
     }
 
@@ -286,6 +287,18 @@ def _results(folder: RunFolder) -> dict[str, Any] | None:
         return None
     tested = count(folder.verdict.get("test_size"))
     return {"metrics": [metric_name(name) for name in names], "rows": rows, "size": tested}
+
+
+def _answered(folder: RunFolder) -> str:
+    """Say of which rows each metric is, where not all were answered in writing."""
+    told = mapping(mapping(folder.scores.get("details")).get("written"))
+    rows, whole = number(told.get("rows")), number(told.get("of"))
+    if rows is None or whole is None or rows >= whole:
+        return ""
+    return (
+        f"Answers were written to {count(rows)} of the {count(whole)} test rows; bits per byte and perplexity are of "
+        "all of them."
+    )
 
 
 def _cell(name: str, score: dict[str, Any]) -> str:

@@ -22,6 +22,8 @@ def examples(folder: RunFolder) -> dict[str, Any] | None:
         return None
     return {
         "rows": rows,
+        # A row of several texts stands there text by text.
+        "shown": count(len({row["where"] for row in rows})),
         "of": count(folder.examples.get("rows")),
         "meaning": cut(folder.examples.get("meaning"), 200),
         "learnt": any(token["kind"] == "supervised" for row in rows for token in row["tokens"]),
@@ -33,6 +35,7 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
     tokens = [_token(token) for token in records(row.get("tokens"))[:MOST_TOKENS]]
     length, original = number(row.get("length")) or 0.0, number(row.get("original_length")) or 0.0
     size = f"{count(length)} of {count(original)} tokens" if original > length else f"{count(length)} tokens"
+    size = f"{cut(row['sort'], 40)}, {size}" if "sort" in row else size
     facts = [size] if number(row.get("supervised")) is None else [size, f"{count(row['supervised'])} learnt"]
     facts += [WHY[why] for why in items(row.get("why"))[:4] if isinstance(why, str) and why in WHY]
     return {

@@ -106,7 +106,7 @@ def balance(folder: RunFolder) -> dict[str, Any] | None:
     if not labels:
         summaries = {name: mapping(splits[name].get("summary")) for name in present}
         keys = list(dict.fromkeys(key for summary in summaries.values() for key in summary))[:12]
-        table = [(key, [plain(summaries[name].get(key)) for name in present]) for key in keys]
+        table = [(key.replace("_", " "), [plain(summaries[name].get(key)) for name in present]) for key in keys]
         return {"splits": present, "summary": table, "rows": []} if table else None
     first = per_label[present[0]]
     most = max(number(first.get(label)) or 0.0 for label in labels) or 1.0
@@ -148,11 +148,12 @@ def lengths(folder: RunFolder) -> dict[str, Any] | None:
         ("Unknown tokens", share(tokens.get("unknown_rate"), 2)),
         ("Mean length", f"{plain(tokens.get('mean_length'), 3)} tokens"),
         ("Longest kept", f"{plain(tokens.get('max_length'))} tokens"),
-        ("Truncated", f"{count(tokens.get('truncated_rows'))} rows ({share(tokens.get('truncated_share'), 2)})"),
     ]
-    chart = charts.columns(
-        bins, title="Text lengths in tokens", x_label="tokens", limit=number(tokens.get("max_length"))
-    )
+    if number(tokens.get("truncated_share")) is not None:
+        cut_off = f"{count(tokens.get('truncated_rows'))} rows ({share(tokens.get('truncated_share'), 2)})"
+        figures.append(("Truncated", cut_off))
+    limit = None if number(tokens.get("truncated_share")) is None else number(tokens.get("max_length"))
+    chart = charts.columns(bins, title="Text lengths in tokens", x_label="tokens", limit=limit)
     words = items(tokens.get("added_words"))
     return {
         "chart": chart,

@@ -215,6 +215,12 @@ class Embeddings(LanguageTask):
         answers, names = torch.from_numpy(detail.answers), np.repeat(ids, detail.width)
         return ragged(detail.tokens, texts, ids=names, targets=answers, device=device)
 
+    def taught(self, encoded: Encoded, batch: Batch) -> list[str] | None:
+        """Return of each text of a pair or triplet which it is."""
+        assert batch.targets is not None
+        names = tuple(related.ROLES.values())
+        return None if encoded.detail.pairs is None else [names[column] for column in batch.targets.tolist()]
+
     def loss(self, network: Encoder, encoded: Encoded, batch: Batch) -> tuple[torch.Tensor, int]:
         """Return the loss of all rows of a batch, each told from the others."""
         from finesmith.models.encoder import vectors

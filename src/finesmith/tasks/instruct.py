@@ -116,13 +116,18 @@ def _read_prompts(source: str, reading: Reading) -> Corpus:
     table = _table(source, reading)
     rows, places = table.table.to_pylist(), table.places()
     names = table.table.column_names
-    asking = next((name for name in (reading.prompt, reading.text, *ASKING) if name in names), None)
+    if reading.text is not None and reading.text not in names:
+        raise DataError(
+            f"{table.origins[0].name} has no column {reading.text[:80]!r}; its columns are {', '.join(names)[:300]}: "
+            "name the right one with --text COLUMN"
+        )
+    asking = next((name for name in (reading.text, reading.prompt, *ASKING) if name in names), None)
     try:
-        layout = _layout(rows, reading, table.origins[0].name)
+        layout = _asked(reading.text) if reading.text else _layout(rows, reading, table.origins[0].name)
     except DataError:
         if asking is None:
             raise
-        layout = Layout("pair", {"prompt": asking, "completion": ""}, "")
+        layout = _asked(asking)
     column = layout.columns.get("completion") or layout.columns.get("chosen")
     if "messages" not in layout.columns or layout.kind == "preference":
         rows = [{**row, column or "": OPEN} for row in rows]
@@ -132,6 +137,10 @@ def _read_prompts(source: str, reading: Reading) -> Corpus:
     return dialogues.corpus(
         dialogues.Dialogues(asked, None), [places[one.id] for one in asked], origins=table.origins, columns={}
     )
+
+
+def _asked(column: str) -> Layout:
+    return Layout("pair", {"prompt": column, "completion": ""}, "")
 
 
 def _open(conversation: Conversation) -> Conversation:

@@ -219,6 +219,11 @@ class LanguageTask(ABC):
         del network, cache, key
         return encoded
 
+    def taught(self, encoded: Encoded, batch: Batch) -> Sequence[str] | None:
+        """Return in a word what each sequence of a batch is, where its tokens do not tell; by default nothing."""
+        del encoded, batch
+        return None
+
     def prepared(self, network: Any, encoded: Encoded, batches: Sequence[Batch]) -> list[Batch]:
         """Return the batches of a step with what takes all of them and the present weights: by default nothing more."""
         del network, encoded

@@ -232,7 +232,7 @@ def save_reference(folder: Path, key: str, values: Iterable[float]) -> Path:
     if len(wrong):
         raise DataError(
             f"the reference model's log-probability of row {int(wrong[0])} is {array[wrong[0]]}, expected a finite "
-            "number; use a wider number type (train.dtype=float32)"
+            "number; its weights may be damaged: try another model.base"
         )
     path = folder / f"reference-{key}.npy"
     with whole(path) as beside, beside.open("wb") as file:

@@ -187,6 +187,7 @@ class Preferences(LanguageTask):
         """Return the tokens of rows that were laid out: both answers of a pair are one row."""
         from finesmith.data.chat_template import own_template
 
+        self.require_known(corpus)
         content: Compared = corpus.content
         sequences = content.sequences
         assert sequences is not None, "rows are laid out first"
@@ -236,6 +237,13 @@ class Preferences(LanguageTask):
         places = places[np.argsort(sequences.lengths()[places], kind="stable")]
         made = ragged(sequences, places, ids=np.repeat(ids, sides), device=device)
         return replace(made, extra=Placed(places))
+
+    def taught(self, encoded: Encoded, batch: Batch) -> list[str]:
+        """Return whether each answer is the chosen or the rejected one, or marked good or bad."""
+        good, places = encoded.detail.good, batch.extra.sequences.tolist()
+        if good is None:
+            return ["rejected" if place % 2 else "chosen" for place in places]
+        return ["good" if good[place] else "bad" for place in places]
 
     def prepared(self, network: TokenNetwork, encoded: Encoded, batches: Sequence[Batch]) -> list[Batch]:
         """Return the batches of a step with KTO's estimate of how far the network has gone, over all of their rows."""
@@ -313,10 +321,12 @@ class Preferences(LanguageTask):
             assert reference is not None
             gone = policy.new_tensor(divergence)
             return self.objective.of_marked(policy, reference, known(sides.good, torch.bool), gone)
-        order = torch.from_numpy(np.argsort(places, kind="stable")).to(policy.device)
+        order = np.argsort(places, kind="stable")
+        # A row that is drawn more than once in a step is here more than once.
+        first, second = (torch.from_numpy(order[places[order] % 2 == side]).to(policy.device) for side in (0, 1))
 
         def parted(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return values[order[::2]], values[order[1::2]]
+            return values[first], values[second]
 
         before = None if reference is None else parted(reference)
         return self.objective.of_pairs(parted(policy), before, parted(counts))

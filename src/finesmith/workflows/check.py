@@ -157,7 +157,12 @@ def _lines(found: dict[str, Any], probes: Sequence[Probed]) -> list[str]:
     flow = "  ".join(f"{stage['stage']} {stage['rows']:,}" for stage in found["flow"])
     plan, forecast, tokens = found["plan"], found["forecast"], found["plan"]["tokens"]
     lines = ["", f"task    {found['task']}, judged by {plan['metric']}", f"rows    {flow}"]
-    cut = f"{tokens['truncated_share']:.1%} of texts truncated at {plan['max_length']}"
+    share = tokens["truncated_share"]
+    cut = (
+        f"{plan['max_length']} in a row at most"
+        if share is None
+        else f"{share:.1%} of texts truncated at {plan['max_length']}"
+    )
     lines += [f"tokens  {tokens['fertility']:.2f} a word, {cut}"]
     rate = (
         "" if plan["learning_rate"] is None else f", learning rate {plan['learning_rate']:g}, {plan['epochs']:g} epochs"

@@ -49,6 +49,11 @@ class Mixture:
                 one |= {"weight": weight, "draws": draws}
         return found
 
+    def redrawn(self, recipe: Recipe, counted: Sequence[dict[str, Any]], sequences: int) -> list[dict[str, Any]]:
+        """Return what `counted` found, with the draws of an epoch over so many sequences that the rows make."""
+        draws = [{"draws": count} for count in shares(sequences, recipe.data.weights or ())]
+        return [{**one, **drawn} for one, drawn in zip(counted, draws, strict=False)] + list(counted[len(draws) :])
+
     def order(self, recipe: Recipe, ids: Ints) -> Callable[[int], Ints] | None:
         """Return the order of every epoch over training rows with these ids; None where none is weighted.
 

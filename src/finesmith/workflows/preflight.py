@@ -200,7 +200,7 @@ def smallest_change(
             return f"--set train.micro_batch_size={size} fits"
     for length in (longest * part // 8 for part in range(7, 0, -1)):
         if length >= 8 and fits(1, length):
-            return f"--set data.max_length={length} train.micro_batch_size=1 fits"
+            return f"--set data.max_length={length} --set train.micro_batch_size=1 fits"
     lora = "" if recipe.method.name == "lora" else "--set method.name=lora, or "
     return f"No length fits: {lora}name a smaller model.base"
 

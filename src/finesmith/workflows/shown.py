@@ -28,6 +28,7 @@ MEANING = {
     "causal": "Marked tokens are learnt, each from those before it.",
     "masked": "Marked tokens are learnt: behind each stands what is to be guessed there. Masks of the first epoch.",
     "token": "Marked tokens are learnt: behind each stands its label.",
+    "preferences": "Marked tokens are answers: chosen or good ones are to become likelier, others less so.",
     "embedding": "Each text becomes one vector; texts of one row stand one after the other.",
 }
 
@@ -74,8 +75,9 @@ def of_tokens(recipe: Recipe, data: Gathered, setup: LanguageSetup) -> dict[str,
         batch = task.batch(encoded, np.array([row]), data.ids["train"], 0, recipe.train.seed, "cpu")
         # Where one answer is learnt for a whole text, no token has one of its own.
         told = batch.targets if batch.targets is not None and batch.targets.shape == batch.tokens.shape else None
-        ends = np.cumsum(batch.lengths.numpy())
-        for end, length, name in zip(ends.tolist(), batch.lengths.tolist(), batch.ids.tolist(), strict=True):
+        ends, sizes, names_of = np.cumsum(batch.lengths.numpy()), batch.lengths.tolist(), batch.ids.tolist()
+        kinds = task.taught(encoded, batch) or [None] * len(sizes)
+        for end, length, name, kind in zip(ends.tolist(), sizes, names_of, kinds, strict=True):
             ids, learnt = batch.tokens[end - length : end].numpy(), None
             labels: dict[int, str] = {}
             if told is not None and task.kind != "embedding":
@@ -88,13 +90,14 @@ def of_tokens(recipe: Recipe, data: Gathered, setup: LanguageSetup) -> dict[str,
                     **_about(name, data.places, why),
                     "length": length,
                     "original_length": length + missing,
+                    **({} if kind is None else {"sort": kind}),
                     **({} if learnt is None else {"supervised": int(learnt.sum())}),
                     "tokens": view(ids, reader, learnt=learnt, labels=labels, cut=cut),
                 }
             )
     return {
         "task": task.name,
-        "meaning": MEANING.get(task.kind, MEANING["causal"]),
+        "meaning": MEANING.get(task.name) or MEANING.get(task.kind, MEANING["causal"]),
         "rows": len(lengths),
         "examples": examples,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finesmith.tasks.corpus import Corpus, Encoded, Outcome, groups_of
@@ -46,7 +47,7 @@ def compare(
     opened = task.narrow(task.encode(test, setup.network.tokenizer, setup.max_length), "test")
     if task.refers:
         with before_tuning(setup.network, untouched(recipe, data, setup)) as network:
-            opened = task.begin(network, opened, cache=setup.cache, key=setup.before_key)
+            opened = task.begin(network, opened, cache=_cache(recipe, setup), key=setup.before_key)
     encoded = {**setup.encoded, "test": opened}
     outcomes = {split: task.answer(setup.network, encoded[split]) for split in SPLITS}
     measured = {split: task.measure(corpora[split], encoded[split], outcomes[split]) for split in SPLITS}
@@ -70,6 +71,11 @@ def compare(
     run.write_json("verdict.json", verdict.to_json())
     write_next(recipe, run, _evidence(recipe, data, setup, baselines, trained, verdict, scores))
     return verdict.to_json(), Opened(test, encoded["test"], outcomes["test"])
+
+
+def _cache(recipe: Recipe, setup: Setup) -> Path | None:
+    # What PiSSA took out of the weights and puts back for this is theirs but for the last bits: not for other runs.
+    return None if recipe.method.name == "pissa" else setup.cache
 
 
 def _by_source(
@@ -232,7 +238,7 @@ def _evidence(
         features_gap=None,
         smallest_detectable=verdict.comparison.smallest_detectable,
         gain=0.0 if rival.validation is None else (1.0 if higher else -1.0) * (reached - rival.validation),
-        truncated_share=tokens["truncated_share"],
+        truncated_share=tokens["truncated_share"] or 0.0,
         max_length=setup.max_length,
         model_limit=setup.model_limit,
         task=data.task.name,

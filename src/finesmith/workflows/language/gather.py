@@ -16,7 +16,7 @@ from finesmith.tasks.preference_losses import Objective
 from finesmith.types import SPLITS, Examples, Finding, Split
 from finesmith.workflows.about import LONGEST
 from finesmith.workflows.mixture import Mixture, mixture_of
-from finesmith.workflows.prepare import complete, refuse_tiny, tell_findings, token_lengths, where, write_splits
+from finesmith.workflows.prepare import FIXES, complete, refuse_tiny, tell_findings, token_lengths, where, write_splits
 from finesmith.workflows.rows import as_list, naming
 
 if TYPE_CHECKING:
@@ -64,9 +64,8 @@ class Gathered:
     """Rows ready for a model.
 
     corpora: train and validation (test only in `test`, sealed); ids: int64, those of the rows of each split; mixture:
-    which source each row is of; places: the place of each id, for messages; tokens: what the data page tells of
-    lengths; why: the reason for each inferred recipe key; unfit: how many rows were left out because their answer is
-    too long.
+    which source each row is of; places: the place of each id, for messages; why: the reason for each inferred recipe
+    key; unfit: how many rows were left out because their answer is too long.
     """
 
     task: LanguageTask
@@ -75,7 +74,6 @@ class Gathered:
     ids: Mapping[Split, Ints]
     mixture: Mixture
     places: Sequence[str]
-    tokens: Tokens
     max_length: int
     summary: dict[str, Any]
     why: dict[str, str]
@@ -162,10 +160,9 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
         ids=positions,
         mixture=mixture,
         places=corpus.where,
-        tokens=tokens,
         max_length=limit[0],
         summary=summary,
-        why={"data.max_length": limit[1]},
+        why={} if recipe.data.max_length is not None else {"data.max_length": limit[1]},
         unfit=0 if laid is None else laid.unfit,
     )
 
@@ -283,6 +280,11 @@ def _audit(
         actions=recipe.data.audit.model_dump(),
         kinds=kind.audits,
     )
+    # Nothing is mended that labels, masks or answers point into.
+    findings = tuple(
+        replace(one, remedy=f"`data.audit.{one.kind}: drop` leaves them out") if one.kind in FIXES else one
+        for one in findings
+    )
     tell_findings(run, (), findings)
     applied = apply(findings, examples)
     return applied.keep, clusters, findings, dropped_rows(applied.dropped)
@@ -306,9 +308,17 @@ def row_limit(recipe: Recipe, longest: int) -> tuple[int, str]:
 
 
 def _truncated(kind: type[LanguageTask], tokens: Tokens, limit: int) -> dict[str, Any]:
-    """Count the texts that are cut at so many tokens; other tasks leave rows out, or part them, and say so there."""
-    cut = int((tokens.original_lengths > limit).sum()) if "truncation" in kind.audits else 0
-    return {"truncated_rows": cut, "truncated_share": cut / max(1, len(tokens))}
+    """Return what cutting the texts at so many tokens leaves; None of tasks that leave rows out, or part them."""
+    if "truncation" not in kind.audits:
+        return {"truncated_rows": None, "truncated_share": None}
+    kept = tokens.original_lengths.clip(max=limit)
+    cut = int((tokens.original_lengths > kept).sum())
+    return {
+        "mean_length": float(kept.mean()),
+        "max_length": int(kept.max()),
+        "truncated_rows": cut,
+        "truncated_share": cut / len(tokens),
+    }
 
 
 def _sequences(corpus: Corpus) -> list[str]:

@@ -96,6 +96,10 @@ def set_up(
     encoded = {name: task.narrow(rows, name) for name, rows in encoded.items()}
     settled = {key: reason for key, (value, reason) in task.settled.items() if value_of(recipe, key) != value}
     why = {**data.why, **settled}
+    if recipe.data.weights is not None and len(encoded["train"].rows) != len(data.ids["train"]):
+        counted = data.summary["mixture"]
+        data.summary["mixture"] = data.mixture.redrawn(recipe, counted, len(encoded["train"].rows))
+        run.write_json("data.json", data.summary)
     metric = _metric(recipe, data, why)
     rate = peak_learning_rate(recipe, report, why, task.rate_scale)
     epochs, evaluations = duration(recipe, len(encoded["train"].rows), why)
