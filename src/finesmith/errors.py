@@ -57,6 +57,10 @@ class DivergenceError(UserError):
         super().__init__(message)
 
 
+class PreflightError(UserError):
+    """A probe found that training would go wrong; nothing was spent on it."""
+
+
 def printable(text: str) -> str:
     """Return text without control characters, so that data cannot drive the terminal."""
     return "".join(c if c == "\n" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

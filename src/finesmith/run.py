@@ -4,7 +4,7 @@ recipe.yaml            the resolved recipe: reruns the same run
 run.json               state, times, versions, machine, error
 events.jsonl           what happened, line by line
 data.json audit.json splits.parquet      the data: sources, columns, counts, findings, which row went where
-model.json baselines.json scores.json verdict.json next.json next-recipe.yaml
+model.json probes.json baselines.json scores.json verdict.json next.json next-recipe.yaml
 predictions/*.parquet  every split's predictions
 checkpoints/           what a resume needs
 model/                 the tuned model and its card

@@ -126,9 +126,19 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "data.clean.lemmatise": st.sampled_from(["en", "es", "no", "on"]),
     "data.overlap": st.integers(0, 10**6),
     "mask.rate": open_unit,
+    "generation.temperature": share(0, 100, exclude_min=True),
+    "generation.top_p": share(exclude_min=True),
+    "generation.beams": st.integers(2, 10**6),
+    "generation.stop": st.lists(text, max_size=3),
+    "evaluate.generated_rows": st.integers(2, 10**6),
     "contrast.temperature": share(0, 10, exclude_min=True),
     "contrast.margin": share(0, 2, exclude_min=True),
     "contrast.widths": st.lists(st.integers(1, 4096), min_size=1, max_size=5),
+    "preference.beta": share(0, 1e6, exclude_min=True),
+    "preference.smoothing": share(0, 0.499),
+    "preference.odds_weight": share(0, 1e6, exclude_min=True),
+    "preference.desirable_weight": share(0, 1e6, exclude_min=True),
+    "preference.undesirable_weight": share(0, 1e6, exclude_min=True),
     "model.dropout": half_open,
     "method.lora": lora,
     "method.layer_decay": share(exclude_min=True),
@@ -168,6 +178,7 @@ CLASH = (
     "does not have",
     "would move",
     "one number for each",
+    "name both",
 )
 
 
@@ -434,7 +445,7 @@ def test_unknown_keys_get_the_nearest_valid_one(key: str, meant: str) -> None:
 def test_an_unknown_key_like_no_other_gets_the_list() -> None:
     told = refused({**MINIMAL, "guards": {"zzz": 1}})["guards.zzz"]
     assert told == "unknown key guards.zzz; the keys of guards are early_stopping, patience"
-    assert "at the top are task, data, mask, model" in refused({**MINIMAL, "qqqq": 1})["qqqq"]
+    assert "at the top are task, data, mask, text" in refused({**MINIMAL, "qqqq": 1})["qqqq"]
 
 
 def test_every_suggestion_is_a_key() -> None:

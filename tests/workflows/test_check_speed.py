@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from finesmith.workflows.check import _within
+from finesmith.workflows.preflight import within
 
 
 @pytest.mark.parametrize(
@@ -13,4 +13,4 @@ from finesmith.workflows.check import _within
     [([10] * 16, 512, 2, 16), ([64] * 16, 512, 2, 8), ([512] * 16, 512, 2, 2), ([600], 512, 2, 2), ([5, 5], 9, 1, 1)],
 )
 def test_as_many_sequences_as_the_tokens_allow(lengths: list[int], tokens: int, fewest: int, expected: int) -> None:
-    assert _within(np.array(lengths), tokens, fewest) == expected
+    assert within(np.array(lengths), tokens, fewest) == expected

@@ -61,7 +61,7 @@ SAMPLED = {**TALKS, "generation.strategy": "sample"}
 RELATED = {"task": "embeddings", "data.text": "anchor", "data.text_pair": "positive", "data.label": REMOVED,
            "evaluate.baselines": REMOVED}  # fmt: skip
 TRIPLETS = {**RELATED, "data.negative": "negative"}
-NO_LEARNING = {"train.learning_rate": 0.9, "train.epochs": 8, "train.schedule": "constant"}
+NO_LEARNING = {"train.learning_rate": 0.9, "train.epochs": 8, "train.schedule": "constant", "guards.preflight": "tell"}
 ELSEWHERE = {"output.dir", "output.cache", "model.revision"}
 
 
@@ -206,6 +206,7 @@ CASES = [
     Case("train.precision", "float32", ("model.json",)),
     Case("train.evaluations", 1, ("events.jsonl",)),
     Case("guards.early_stopping", False, ("events.jsonl",), given={**NO_LEARNING, "guards.patience": REMOVED}),
+    Case("guards.preflight", "stop", given=NO_LEARNING, error="preflight, learning rate: 0.9"),
     Case("guards.patience", 1, ("events.jsonl",), given=NO_LEARNING),
     Case("evaluate.metric", "macro_f1", ("events.jsonl", "verdict.json")),
     Case("evaluate.baselines", ["majority", "tfidf"], ("baselines.json", "verdict.json")),

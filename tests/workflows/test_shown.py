@@ -141,12 +141,13 @@ def test_chats_of_any_task_are_shown_with_the_answer_marked(shared: Path) -> Non
     from finesmith.data.render import render
 
     tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "stories260K" / "hf")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     answers = ["A cat.", "Two dogs ran home.", "Yes.", "No, " * 60 + "never."]
     rows = [{"messages": [{"role": "user", "content": f"Question {i}?"}, {"role": "assistant", "content": answer}]}
             for i, answer in enumerate(answers)]  # fmt: skip
     where = [f"chat.jsonl row {i + 1}" for i in range(4)]
     layout = detect(rows, messages=None, prompt=None, completion=None)
-    conversations = convert(rows, layout, where, list(range(4))).conversations
+    conversations = convert(rows, layout, where).conversations
     rendered = render(conversations, named_template("chatml", tokenizer), tokenizer, where)
     task = SimpleNamespace(
         name="chats", kind="causal", labels=None,
@@ -168,6 +169,29 @@ def test_chats_of_any_task_are_shown_with_the_answer_marked(shared: Path) -> Non
         assert answer[:4].strip() not in prompt
     assert found["examples"][3]["why"] == ["longest"]
     assert [token["kind"] for token in found["examples"][3]["tokens"]].count("skipped") == 1
+
+
+def test_tasks_wired_later_are_shown_too(data: Path, tiny_model: Path, tmp_path: Path) -> None:
+    from language_jobs import conversations, write_rows
+
+    from tiny import write_tiny_llama
+
+    rows = conversations(40)
+    tree = language_plan(
+        "instruct", write_rows(tmp_path / "rows.jsonl", rows), write_tiny_llama(tmp_path / "llama"), tmp_path / "cache",
+        model__dropout=None, generation__max_new_tokens=3, evaluate__baselines=["nearest"],
+    )  # fmt: skip
+    for row in shown(tree)["examples"]:
+        assert texts(row, "supervised") == [*rows[row["id"]]["response"].split(), "[SEP]"]
+
+    pairs = write_csv(
+        tmp_path / "p.csv", [(f"{t} {i}", f"{t} and {i}") for i, (t, _) in enumerate(reviews(60))], ("text", "pair")
+    )
+    tree = language_plan("embeddings", pairs, tiny_model, data / "cache", data__text="text", data__text_pair="pair")
+    found = shown(tree)
+    assert found["meaning"].startswith("Each text becomes one vector")
+    assert not any(texts(row, "supervised") or "supervised" in row for row in found["examples"])
+    assert len(found["examples"]) == 2 * len({row["id"] for row in found["examples"]})
 
 
 def test_a_run_keeps_what_check_shows(data: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from jobs import BAD, GOOD, PLAIN, differences, events, read, table, tuned
 from language_jobs import language_plan
 
-from finesmith.errors import DataError, ModelError, RecipeError
+from finesmith.errors import DataError, ModelError, RecipeError, UserError
 from finesmith.recipe import from_dict
 from finesmith.workflows.apply import evaluate_file, predict_file
 from finesmith.workflows.check import check
@@ -264,9 +264,9 @@ def test_a_malformed_row_is_named_and_can_be_dropped(folder: Path, llama: Path, 
 @pytest.mark.parametrize(
     ("loss", "values", "said"),
     [
-        ("dpo", {"preference__odds_weight": 0.5}, "preference.odds_weight is 0.5 but train.loss is dpo"),
-        ("kto", {"preference__smoothing": 0.2}, "preference.smoothing is 0.2 but train.loss is kto"),
-        ("orpo", {"preference__beta": 0.2}, "preference.beta is 0.2 but train.loss is orpo"),
+        ("dpo", {"preference__odds_weight": 0.5}, "preference.odds_weight is 0.5 but train.loss is 'dpo'"),
+        ("kto", {"preference__smoothing": 0.2}, "preference.smoothing is 0.2 but train.loss is 'kto'"),
+        ("orpo", {"preference__beta": 0.2}, "preference.beta is 0.2 but train.loss is 'orpo'"),
         ("dpo", {"train__loss": "focal"}, "train.loss is focal, which task preferences does not have"),
         ("dpo", {"task": "causal-text", "train__loss": "dpo"}, "train.loss"),
         ("dpo", {"task": "causal-text", "preference__beta": 0.2}, "preference.beta"),
@@ -278,7 +278,7 @@ def test_what_changes_nothing_is_refused(
     loss: str, values: dict[str, Any], said: str, folder: Path, llama: Path
 ) -> None:
     task = values.pop("task", "preferences")
-    with pytest.raises((RecipeError, Exception), match=said):
+    with pytest.raises((RecipeError, UserError), match=said):
         check(from_dict({**plan(folder, llama, loss, "full", **values), "task": task}))
 
 

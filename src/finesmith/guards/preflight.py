@@ -1,33 +1,72 @@
-"""Probes that run before the first step on the user's own model, data and plan: wrong training is refused.
+"""Probes of the user's own model, data and plan that stop wrong training: what they return, and those that only look.
 
-Each probe is a small function that returns a `Finding`; `passed` says whether training may go on.
+Each probe is a small function that returns a `Probed`; `passed` says whether training may go on. Here are those that
+read plain values; `rows` holds those of token rows, `trials` those that run the network and undo what they did.
+docs/preflight.md describes every one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from finesmith.errors import DivergenceError
-from finesmith.train.step import LossSum, backward
+# Why each probe is there: what it has seen go wrong, in one sentence.
+WHY: Mapping[str, str] = {
+    "supervised share": "a mask of all zeros teaches nothing, one of all ones teaches the prompts",
+    "shift": "targets shifted twice, or not at all, teach to skip a token or to repeat one",
+    "stop token": "a model that never saw its stop token supervised never stops",
+    "beginning of text": "a second beginning-of-text token is one the model has never seen",
+    "inference prompt": "a model is asked with other tokens than it was trained on",
+    "answers survive": "a row whose answer was cut away teaches nothing, and nobody is told",
+    "neighbours": "packed rows that attend to each other teach what no user will ever send",
+    "accumulation": "micro-batches that are averaged, not summed, weigh short rows too much",
+    "every tensor learns": "what gets no gradient, or is missing in the optimiser, stays as it was",
+    "finite loss": "half precision overflows on the longest rows first",
+    "alone and together": "padding on the wrong side changes what a batch answers",
+    "generation": "padding on the wrong side changes what a batch writes",
+    "embeddings": "tied or added embeddings that do not match what is saved are lost",
+    "added words": "new words whose vectors get no gradient stay what they were made of",
+    "saving": "weights that do not come back from disk were never trained",
+    "leakage": "rows that stand in train and test make any score too good",
+    "label order": "a head whose outputs are named in another order answers wrongly for ever",
+    "labels": "targets that do not spell the labels of the file teach another task",
+    "base weights": "weights that were not found are random numbers, and training starts from nothing",
+    "initial loss": "a loss far above that of knowing nothing says that head, labels or weights do not belong together",
+    "tiny batch": "what cannot fit two rows will not fit a thousand",
+    "learning rate": "a rate of another method or size destroys the model, or leaves it as it was",
+    "memory": "what does not fit ends hours later, or never begins",
+}
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from finesmith.train.adamw import Optimizer
-    from finesmith.types import Batch
+# A learning rate may be so many times smaller or larger than the usual one, and no larger than HIGHEST.
+SMALLEST_RATE, LARGEST_RATE, HIGHEST = 1 / 500, 20.0, 0.2
+# Models of about so many parameters have the usual rates; the best rate falls as one over the width, and the parameters
+# grow as its square (Yang et al. 2022, arXiv:2203.03466).
+USUAL_SIZE = 50e6
+# Parts of a base model that checkpoints of other tasks leave out, and that are made anew: a pooler.
+MADE_ANEW = ("pooler",)
+SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """What one probe found: its name, whether it passed, the evidence in a sentence, and what to do."""
+    """What one probe found.
+
+    name: its name, a key of `WHY`; evidence: in a sentence that quotes no text of a row; shows: what rows say, for the
+    report and the screen.
+    """
 
     name: str
     passed: bool
     evidence: str
     remedy: str = ""
+    shows: str = ""
+
+    @property
+    def why(self) -> str:
+        """Why the probe is there."""
+        return WHY[self.name]
 
     def line(self) -> str:
         """Return the result as one line for a terminal."""
@@ -35,28 +74,17 @@ class Probed:
             f". {self.remedy}" if not self.passed and self.remedy else ""
         )
 
-
-def finite_on_longest(module: nn.Module, loss_sum: LossSum, longest: Sequence[Batch]) -> Probed:
-    """Check that loss and gradient are finite on the longest sequences, in the precision of the run."""
-    module.train()
-    module.zero_grad(set_to_none=True)
-    units = sum(len(batch.lengths) for batch in longest)
-    tokens = max(int(batch.lengths.max()) for batch in longest)
-    try:
-        loss, _, _ = backward(loss_sum, longest, units, lambda _: None)
-        norms = [float(p.grad.norm()) for p in module.parameters() if p.grad is not None]
-    except DivergenceError as error:
-        return Probed("finite loss", False, str(error), "Try --set train.precision=float32, or look at those rows")
-    finally:
-        module.zero_grad(set_to_none=True)
-    finite = all(math.isfinite(norm) for norm in norms)
-    return Probed(
-        "finite loss",
-        finite,
-        f"loss {loss:.4f}, {'finite' if finite else 'NON-FINITE'} gradients on {units} sequences "
-        f"of up to {tokens} tokens",
-        "Try --set train.precision=float32",
-    )
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values by name; the remedy only where there is something to mend."""
+        remedy = "" if self.passed else self.remedy
+        return {
+            "name": self.name,
+            "passed": self.passed,
+            "evidence": self.evidence,
+            "remedy": remedy,
+            "why": self.why,
+            "shows": self.shows,
+        }
 
 
 def initial_loss(loss: float, expected: float, *, head_is_new: bool) -> Probed:
@@ -70,76 +98,44 @@ def initial_loss(loss: float, expected: float, *, head_is_new: bool) -> Probed:
     )
 
 
-def every_tensor_learns(
-    module: nn.Module, loss_sum: LossSum, batches: Sequence[Batch], make_optimizer: Callable[[], Optimizer]
-) -> Probed:
-    """Check in a trial step, which is undone, that what is trainable moves and what is frozen does not."""
-    import torch
+def own_loss(loss: float, own: float, knowing_nothing: float, *, coarse: bool) -> Probed:
+    """Check that the loss is the one that the model's own forward gives, and not far above that of knowing nothing.
 
-    before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    module.train()
-    module.zero_grad(set_to_none=True)
-    optimizer = make_optimizer()
-    try:
-        units = sum(len(batch.lengths) for batch in batches)
-        # Up to two steps: an adapter's second factor starts at zero, so the first one has no gradient before it moved.
-        for _ in range(2):
-            backward(loss_sum, batches, units, lambda _: None)
-            optimizer.step()
-            still = [n for n, p in module.named_parameters() if p.requires_grad and torch.equal(p, before[n])]
-            if not any(not _may_rest(name) for name in still):
-                break
-        moved = [n for n, p in module.named_parameters() if not p.requires_grad and not torch.equal(p, before[n])]
-    finally:
-        with torch.no_grad():
-            for name, parameter in module.named_parameters():
-                parameter.copy_(before[name])
-        module.zero_grad(set_to_none=True)
-    trainable = sum(1 for _, p in module.named_parameters() if p.requires_grad)
-    idle = [name for name in still if not _may_rest(name)]
-    evidence = f"{trainable - len(still)} of {trainable} trainable tensors moved in a trial step (undone)"
-    if idle:
-        evidence += f"; at rest: {', '.join(idle[:3])}"
-    if moved:
-        evidence += f"; frozen but moved: {', '.join(moved[:3])}"
+    coarse: the loss was computed in half precision.
+    """
+    same = abs(loss - own) <= (5e-2 if coarse else 1e-3) * max(1.0, abs(own))
     return Probed(
-        "every tensor learns",
-        not idle and not moved and trainable > 0,
-        evidence,
-        "Some weights get no gradient: check method.lora.target_modules and method.freeze_layers",
+        "initial loss",
+        same and own < 2.0 * knowing_nothing + 0.5,
+        f"{loss:.3f} before training, {own:.3f} by the model's own forward, {knowing_nothing:.3f} for guessing",
+        "The base model does not know this kind of text, its weights were not loaded, or its targets are shifted",
     )
 
 
-def _may_rest(name: str) -> bool:
-    """Whether a tensor may get no gradient by construction.
-
-    Token types and positions never used, words added that the rows at hand lack, a pooler that no head reads, and the
-    biases of keys, which shift all of a query's scores alike and so change nothing.
-    """
-    resting = ("token_type_embeddings", "position_embeddings", "pooler", "trainable_tokens")
-    keys = ("key.bias", "k_proj.bias", "k_lin.bias", "key_proj.bias", "attn.k.bias")
-    return any(part in name for part in resting) or name.endswith(keys)
-
-
-def learning_rate_in_range(learning_rate: float, usual: float, method: str) -> Probed:
-    """Check the peak learning rate against the range for the method and the model's size."""
-    low, high = usual / 100, usual * 20
+def learning_rate_in_range(learning_rate: float, usual: float, method: str, parameters: int) -> Probed:
+    """Check the peak learning rate against the range for the method and the model's size, in parameters."""
+    small = math.sqrt(max(1.0, USUAL_SIZE / max(1, parameters)))
+    low, high = usual * SMALLEST_RATE, min(max(HIGHEST, usual), usual * LARGEST_RATE * small)
     return Probed(
         "learning rate",
         low <= learning_rate <= high,
         f"{learning_rate:g}; usual for {method} here is about {usual:g}",
-        f"Expected {low:g} to {high:g}: --set train.learning_rate={usual:g}, or auto to find one",
+        f"Expected {low:.2g} to {high:.2g}: --set train.learning_rate={usual:g}, or auto to find one",
     )
 
 
-def memory_fits(forecast: dict[str, Any], micro_batch_size: int, batch_size: int) -> Probed:
-    """Check the forecast of memory against what is free."""
-    need, free = forecast["total"] / 2**30, forecast["free"] / 2**30
+def memory_fits(
+    forecast: Mapping[str, Any], micro_batch_size: int, batch_size: int, remedy: Callable[[], str] = lambda: ""
+) -> Probed:
+    """Check the forecast of memory against what is free; `remedy` names the smallest change that would fit."""
+    need, free, fits = forecast["total"] / 2**30, forecast["free"] / 2**30, bool(forecast["fits"])
+    # What is free differs from run to run, so it is told only where it matters.
+    beside = "which is free" if fits else f"but {free:.1f} GB are free"
     return Probed(
         "memory",
-        bool(forecast["fits"]),
-        f"about {need:.1f} GB for {micro_batch_size} of {batch_size} sequences at a time, {free:.1f} GB free",
-        "Shorten data.max_length, use --set method.name=lora, or a smaller base model",
+        fits,
+        f"about {need:.1f} GB for {micro_batch_size} of {batch_size} sequences at a time, {beside}",
+        "" if fits else remedy() or "Shorten data.max_length, use --set method.name=lora, or a smaller base model",
     )
 
 
@@ -149,4 +145,75 @@ def label_order(head_labels: Sequence[str] | None, model_labels: dict[int, str])
         return Probed("label order", True, "one number, no labels")
     found = [model_labels.get(i) for i in range(len(head_labels))]
     same = found == list(head_labels)
-    return Probed("label order", same, f"{len(head_labels)} labels, {'as in' if same else 'NOT as in'} the data")
+    return Probed(
+        "label order",
+        same,
+        f"{len(head_labels)} labels, {'as in' if same else 'NOT as in'} the data",
+        "Whoever loads the model would read its answers under other names; mend id2label of the base model's config",
+    )
+
+
+def labels_agree(read: Sequence[Any], written: Sequence[Any], unit: str) -> Probed:
+    """Check that targets spell the labels of the file.
+
+    read: what the targets stand for; written: what the file says.
+    """
+    wrong = sum(one != other for one, other in zip(read, written, strict=False))
+    wrong += abs(len(written) - len(read))
+    evidence = f"{max(0, len(written) - wrong):,} of {len(written):,} {unit} have the target that their label asks for"
+    return Probed("labels", not wrong, evidence, "Targets and labels were taken apart: rows or classes were reordered")
+
+
+def base_weights(loaded: int, missing: Sequence[str], unexpected: int) -> Probed:
+    """Check that the body of the base model was read from its file: nothing in it is random but a pooler."""
+    absent = [name for name in missing if not any(part in name for part in MADE_ANEW)]
+    evidence = f"{loaded:,} tensors read, {len(missing):,} missing, {unexpected:,} not used"
+    if absent:
+        evidence += f"; random instead: {', '.join(absent[:SHOWN])}"
+    remedy = "config.json and the weights do not belong together; copy the base model again or name another"
+    return Probed("base weights", not absent, evidence, remedy)
+
+
+def leakage(shared: Mapping[str, int], *, kept: bool) -> Probed:
+    """Check that no text stands in two splits.
+
+    shared: how many texts two splits have in common, by their names; kept: whether the recipe asked for that.
+    """
+    told = ", ".join(f"{count:,} in {ways}" for ways, count in shared.items() if count)
+    if not told:
+        return Probed("leakage", True, "no text stands in two splits")
+    return Probed(
+        "leakage",
+        kept,
+        f"the same text stands in two splits: {told}" + ("; data.audit.leakage is keep" if kept else ""),
+        "Split before copies are made, or --set data.audit.leakage=drop",
+    )
+
+
+def embeddings_fit(model: Any, words: int, added: Sequence[int]) -> Probed:
+    """Check input and output embeddings: as many rows as the configuration says and words need, tied as it says.
+
+    model: one of transformers; words: how many ids the tokenizer makes; added: those of words added to the vocabulary,
+    as the tokenizer reads them now (-1 where not as one token), whose rows must be trainable.
+    """
+    table, config = model.get_input_embeddings().weight, model.config.get_text_config()
+    wrong = []
+    if table.shape[0] < words:
+        wrong.append(f"{words:,} token ids but {table.shape[0]:,} vectors")
+    if config.vocab_size != table.shape[0]:
+        wrong.append(f"vocab_size is {config.vocab_size:,} for {table.shape[0]:,} vectors")
+    output = model.get_output_embeddings()
+    tied = output is not None and output.weight.data_ptr() == table.data_ptr()
+    if output is not None and bool(config.tie_word_embeddings) != tied:
+        wrong.append(f"tie_word_embeddings is {config.tie_word_embeddings}, but the two are {'one' if tied else 'two'}")
+    if added and not table.requires_grad:
+        wrong.append(f"{len(added)} words were added, and their vectors are frozen")
+    if any(not 0 <= row < table.shape[0] for row in added):
+        wrong.append("the tokenizer does not read every word added as one token")
+    kind = "tied" if tied else "no output embeddings" if output is None else "not tied"
+    return Probed(
+        "embeddings",
+        not wrong,
+        "; ".join(wrong) or f"{table.shape[0]:,} vectors for {words:,} token ids, {kind}, {len(added)} added",
+        "Base model, configuration and tokenizer must belong together",
+    )

@@ -343,6 +343,10 @@ class Train(Section):
 class Guards(Section):
     """What watches the run and acts."""
 
+    preflight: Literal["stop", "tell"] = Field(
+        default="stop",
+        description="What a probe that fails before or right after the first step does: stop the run, or be told.",
+    )
     early_stopping: Bool = Field(
         default=True, description="Stop when validation no longer improves; the best state is kept."
     )

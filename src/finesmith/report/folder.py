@@ -37,6 +37,7 @@ class RunFolder:
     run: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     audit: dict[str, Any] = field(default_factory=dict)
+    probes: dict[str, Any] = field(default_factory=dict)
     examples: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
@@ -100,6 +101,7 @@ def read(path: Path) -> RunFolder:
         run=mapping(load("run.json")),
         data=mapping(load("data.json")),
         audit=mapping(load("audit.json")),
+        probes=mapping(load("probes.json")),
         examples=mapping(load("examples.json")),
         model=mapping(load("model.json")),
         scores=mapping(load("scores.json")),

@@ -30,6 +30,7 @@ CLASS_ROWS = 150
 BALANCE_ROWS = 16
 FINDINGS = 40
 EXCERPTS = 4
+PROBES = 40
 ACTIONS = {"keep": "kept", "drop": "dropped", "fix": "fixed", "stop": "stopped the run", "None": ""}
 COLUMNS = ("text", "text_pair", "negative", "label", "group", "split")
 SEVERITIES = ("error", "warning", "info")
@@ -186,6 +187,26 @@ def findings(folder: RunFolder) -> dict[str, Any] | None:
     ]
     counts = [(severity, sum(row.get("severity") == severity for row in every)) for severity in SEVERITIES]
     return {"rows": shown, "left_out": len(every) - len(shown), "counts": [pair for pair in counts if pair[1]]}
+
+
+def preflight(folder: RunFolder) -> dict[str, Any] | None:
+    """Return what the probes before and right after the first step found, those that failed first."""
+    every = records(folder.probes.get("probes"))[:PROBES]
+    if not every:
+        return None
+    every.sort(key=lambda probe: probe.get("passed") is not False)
+    rows = [
+        {
+            "name": cut(probe.get("name"), 60),
+            "passed": probe.get("passed") is not False,
+            "evidence": cut(probe.get("evidence"), 400),
+            "remedy": cut(probe.get("remedy"), 400),
+            "why": cut(probe.get("why"), 200),
+            "shows": cut(probe.get("shows"), 800),
+        }
+        for probe in every
+    ]
+    return {"rows": rows, "failed": sum(not row["passed"] for row in rows)}
 
 
 def _excerpt(example: dict[str, Any]) -> dict[str, Any]:

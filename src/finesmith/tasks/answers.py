@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from finesmith.tasks import dialogues, writing
 from finesmith.tasks.answer_scores import SCORERS
-from finesmith.tasks.corpus import Baseline, Choices, Corpus, Encoded, LaidOut, Outcome, Speech
+from finesmith.tasks.corpus import Answers, Baseline, Choices, Corpus, Encoded, LaidOut, Outcome, Speech
 from finesmith.tasks.language import LanguageTask, over_tokens, sums_by_row, targets_by_row
 from finesmith.tasks.writing import Sheet, Written
 
@@ -173,7 +173,12 @@ class AnswerTask(LanguageTask):
         everyone = np.sort(np.array(list(first.values()), np.int64))
         if content.references is not None:
             sheet = Sheet(content.scored, None, everyone, template, tokenizer, max_length)
-            return Encoded(content.trained, content.trained.lengths(), sheet)
+            told = Answers(
+                writing.token_ids(template.stops, tokenizer),
+                whole=self.speech.loss == "all",
+                prompts=dialogues.first_prompts(content, template, tokenizer, max_length),
+            )
+            return Encoded(content.trained, content.trained.lengths(), sheet, answers=told)
         prompts = content.prompts
         offsets = np.concatenate([[0], np.cumsum([len(prompt) for prompt in prompts])]).astype(np.int64)
         tokens = np.array([token for prompt in prompts for token in prompt], np.int32)

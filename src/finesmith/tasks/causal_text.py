@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from finesmith.tasks import documents
-from finesmith.tasks.corpus import Baseline, Choices, Corpus, Encoded, Outcome, Reading
+from finesmith.tasks.corpus import Answers, Baseline, Choices, Corpus, Encoded, Outcome, Reading
 from finesmith.tasks.language import LanguageTask, over_tokens, sums_by_row, targets_by_row
 
 if TYPE_CHECKING:
@@ -94,7 +94,10 @@ class CausalText(LanguageTask):
         from finesmith.data.raw_text import causal_text
 
         found = causal_text(corpus.content, tokenizer, max_length=max_length, overlap=self.overlap, cache=None)
-        return Encoded(found.rows, found.rows.lengths(), found)
+        # Only the last sequence of a document holds its end.
+        cut = (found.documents[:-1] == found.documents[1:]).nonzero()[0]
+        answers = Answers((int(tokenizer.eos_token_id),), whole=True, cut=tuple(cut.tolist()))
+        return Encoded(found.rows, found.rows.lengths(), found, answers=answers)
 
     def batch(self, encoded: Encoded, positions: Ints, ids: Ints, epoch: int, seed: int, device: Any) -> Batch:
         """Return the sequences as they are, in every epoch."""

@@ -147,16 +147,36 @@ class LaidOut:
 
 
 @dataclass(frozen=True, slots=True)
+class Answers:
+    """What is to be true of rows that are a prompt and an answer, or are supervised whole.
+
+    stops: the tokens that end an answer, at which generation will stop; whole: every token of a row is supervised; cut:
+    rows whose end was cut off; lost: how many rows were left out because their answer does not fit; prompts: the ids
+    that inference would be given, for a few rows.
+    """
+
+    stops: tuple[int, ...]
+    whole: bool = False
+    cut: tuple[int, ...] = ()
+    lost: int = 0
+    prompts: Mapping[int, Sequence[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Encoded:
     """Rows as tokens with what each is to be answered with, and what the task needs to measure the answers.
 
-    lengths: int64 [N], tokens before anything was cut; detail: the task's own; notes: what was lost.
+    lengths: int64 [N], tokens before anything was cut; detail: the task's own; notes: what was lost. For the probes
+    before training: answers, where rows have such; spelt: the labels that targets stand for and those in the file, for
+    so many of the first rows.
     """
 
     rows: Supervised
     lengths: Ints
     detail: Any
     notes: Sequence[str] = ()
+    answers: Answers | None = None
+    spelt: Callable[[Supervised, int], tuple[list[str], list[str]]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

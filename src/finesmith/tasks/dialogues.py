@@ -30,6 +30,8 @@ AUDITS = frozenset(
     }
 )  # fmt: skip
 PLAIN = "plain"
+# Of so many rows it is seen whether training and generation are given the same tokens.
+LOOKED_AT = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +243,21 @@ def _prompts(rows: Corpus, template: ChatTemplate, tokenizer: PreTrainedTokenize
             faults.append(Fault(place, rows.where[place], str(error)))
     refuse(faults, len(rows))
     return tuple(prompts)
+
+
+def first_prompts(
+    content: Dialogues, template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> dict[int, list[int]]:
+    """Return what generation would be given for the last answers of the first rows; of rows that were cut, nothing."""
+    from finesmith.data.render import prompt_ids
+
+    assert content.trained is not None
+    lengths = content.trained.lengths()[:LOOKED_AT].tolist()
+    return {
+        row: prompt_ids(content.conversations[row], template, tokenizer, turn=last_answer(content.conversations[row]))
+        for row, length in enumerate(lengths)
+        if length < max_length and content.conversations[row].turns[-1].role == "assistant"
+    }
 
 
 def _count(rows: int) -> Ints:

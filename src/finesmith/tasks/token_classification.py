@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from finesmith.data.supervised import UNSUPERVISED
 from finesmith.data.tags import OUTSIDE, SCHEMES, Scheme, Sentences, label_names, spans_of
 from finesmith.errors import DataError
 from finesmith.tasks.corpus import Baseline, Choices, Corpus, Encoded, Outcome, Reading
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from finesmith.data.sources import Origin, Source
+    from finesmith.data.supervised import Supervised
     from finesmith.evaluate.measurement import Measurement
     from finesmith.models.adapter_kinds import Purpose
     from finesmith.models.token_heads import Kind, TokenNetwork
@@ -184,7 +186,19 @@ class TokenClassification(LanguageTask):
             )
         if found.empty_words or found.hidden_spans:
             notes.append(f"{found.empty_words} words are nothing to the tokenizer; {found.hidden_spans} spans start so")
-        return Encoded(found.rows, np.diff(whole.offsets) + len(frame_of(tokenizer)), found, notes)
+        lengths = np.diff(whole.offsets) + len(frame_of(tokenizer))
+
+        def spelt(rows: Supervised, count: int) -> tuple[list[str], list[str]]:
+            end = int(found.word_offsets[count])
+            speaks = (found.heads[:end] >= 0) & ~found.shared[:end]
+            tags = [tag for row in corpus.content.tags[:count] for tag in row]
+            asked_of = np.zeros(len(rows.tokens), bool)
+            asked_of[found.heads[:end][speaks]] = True
+            asked_of[: rows.offsets[count]] |= rows.targets[: rows.offsets[count]] != UNSUPERVISED
+            read = [self.names[target] if target >= 0 else "" for target in rows.targets[asked_of].tolist()]
+            return read, [tag for tag, asked in zip(tags, speaks.tolist(), strict=True) if asked]
+
+        return Encoded(found.rows, lengths, found, notes, spelt=spelt)
 
     def batch(self, encoded: Encoded, positions: Ints, ids: Ints, epoch: int, seed: int, device: Any) -> Batch:
         """Return the rows as they are, in every epoch."""

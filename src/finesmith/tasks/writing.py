@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,7 +102,11 @@ def _fitted(prompt: list[int], sheet: Sheet, speech: Speech) -> list[int] | None
 
 def stop_tokens(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Return the ids that end an answer: the template's, and the end of all text."""
-    names = {*template.stops, *([str(tokenizer.eos_token)] if tokenizer.eos_token else [])}
+    return token_ids({*template.stops, *([str(tokenizer.eos_token)] if tokenizer.eos_token else [])}, tokenizer)
+
+
+def token_ids(names: Collection[str], tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the ids of special tokens, ascending."""
     ids: list[int] = tokenizer.convert_tokens_to_ids(sorted(names))  # type: ignore[assignment]
     return tuple(sorted(ids))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,9 +19,6 @@ from finesmith.workflows.seen import Seen
 from finesmith.workflows.withhold import withheld
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from finesmith.guards.preflight import Probed
     from finesmith.models.forward import Network
     from finesmith.recipe import Recipe
@@ -34,9 +30,6 @@ if TYPE_CHECKING:
 
 TIMED_STEPS = 2
 TIMED_SECONDS = 2.0
-PROBE_SEQUENCES = 16
-PROBE_TOKENS = 512
-LOSS_EXAMPLES = 128
 LOSS_TOKENS = 2048
 
 
@@ -69,9 +62,7 @@ def check(recipe: Recipe, *, show: bool = False, listeners: Sequence[Listener] =
         "flow": seen.summary["flow"],
         "splits": seen.summary["splits"],
         "findings": findings,
-        "probes": [
-            {"name": p.name, "passed": p.passed, "evidence": p.evidence, "remedy": p.remedy} for p in seen.probes
-        ],
+        "probes": [probe.as_json() for probe in seen.probes],
         "plan": seen.plan,
         "forecast": seen.forecast,
         **({"examples": seen.examples} if show else {}),
@@ -101,70 +92,15 @@ def prepared(recipe: Recipe, run: Run) -> tuple[Prepared, Setup]:
 
 def preflight(recipe: Recipe, data: Prepared, setup: Setup) -> list[Probed]:
     """Run every probe that applies to the method; the network is left as it was."""
-    from finesmith.guards import preflight as probes
-    from finesmith.workflows.fit import loss_of
-    from finesmith.workflows.setup import default_learning_rate
-    from finesmith.workflows.training import new_optimizer
+    from finesmith.workflows.preflight import learns, looks, trials
 
-    network = setup.network
-    found = [
-        probes.label_order(
-            data.task.head.labels, {int(i): name for i, name in (network.classifier.config.id2label or {}).items()}
-        ),
-        probes.memory_fits(dict(setup.forecast), setup.micro_batch_size, recipe.train.batch_size),
-    ]
+    found = list(looks(recipe, data, setup))
     if recipe.method.name == "features":
         return found
-    usual, _ = default_learning_rate(recipe.method.name, setup.report.parameters)
-    found.append(probes.learning_rate_in_range(setup.learning_rate, usual, recipe.method.name))
-    loss_sum, module = loss_of(data, setup), network.module
-    longest = _longest_batches(data, setup)
-    found.append(probes.finite_on_longest(module, loss_sum, longest))
-    if not found[-1].passed:
-        return found
-    start, expected = _initial_losses(data, setup)
-    found.append(probes.initial_loss(start, expected, head_is_new=bool(setup.report.new)))
-    found.append(
-        probes.every_tensor_learns(
-            module, loss_sum, longest, lambda: new_optimizer(recipe, setup.network, max(setup.learning_rate, 1e-4))
-        )
-    )
+    found += trials(recipe, data, setup, LOSS_TOKENS)
+    if all(probe.passed for probe in found if probe.name == "finite loss"):
+        found.append(learns(recipe, data, setup))
     return found
-
-
-def _longest_batches(data: Prepared, setup: Setup) -> list[Batch]:
-    """Return the longest training sequences, as many as one micro-batch holds: at most 16, and 2 or 512 tokens."""
-    import numpy as np
-
-    from finesmith.data import batches
-    from finesmith.workflows.fit import targets_by_position
-
-    train, lengths = data.positions["train"], setup.tokens.lengths()
-    size = min(setup.micro_batch_size, PROBE_SEQUENCES)
-    longest = train[np.argsort(lengths[train], kind="stable")[-size:]]
-    chosen = longest[-_within(lengths[longest[::-1]], PROBE_TOKENS, 2) :]
-    targets = targets_by_position(data, setup)
-    return [
-        batches.ragged(setup.tokens, part, ids=data.examples.ids, targets=targets, device=setup.network.device)
-        for part in batches.micro_batches(chosen, lengths, size)
-    ]
-
-
-def _within(lengths: npt.NDArray[np.int64], tokens: int, fewest: int) -> int:
-    """Return how many of the first sequences have at most so many tokens in all, `fewest` at least."""
-    return max(fewest, int((lengths.cumsum() <= tokens).sum()))
-
-
-def _initial_losses(data: Prepared, setup: Setup) -> tuple[float, float]:
-    """Return the untrained network's loss on up to 128 validation examples, and that of knowing nothing."""
-    from finesmith.workflows.inference import Predictor
-
-    some = data.positions["validation"][:LOSS_EXAMPLES]
-    some = some[: _within(setup.tokens.lengths()[some], LOSS_TOKENS, 16)]
-    targets = data.targets["validation"][: len(some)]
-    outputs = data.task.outputs(Predictor(setup.network).logits(setup.tokens, some))
-    nothing = {"single": math.log(max(2, data.task.head.outputs)), "multi": math.log(2), "number": 1.0}
-    return data.task.plain_loss(outputs, targets), nothing[data.task.kind]
 
 
 def _forecast(recipe: Recipe, data: Prepared, setup: Setup) -> dict[str, Any]:

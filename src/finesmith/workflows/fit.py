@@ -12,6 +12,7 @@ from finesmith.types import Split
 from finesmith.workflows.embed import embeddings
 from finesmith.workflows.heads import fit_head
 from finesmith.workflows.inference import Predictor
+from finesmith.workflows.preflight import learns, trials
 from finesmith.workflows.training import Job, train_job
 
 if TYPE_CHECKING:
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
 
     from finesmith.recipe import Recipe
     from finesmith.run import Run
+    from finesmith.train.adamw import Optimizer
     from finesmith.train.checkpoint import Checkpoint
     from finesmith.train.loop import Plan
     from finesmith.types import Batch
+    from finesmith.workflows.preflight import Preflight
     from finesmith.workflows.prepare import Prepared
     from finesmith.workflows.setup import Setup
 
@@ -50,8 +53,11 @@ def fit(
     checkpoint: Checkpoint | None,
     *,
     begun: Callable[[], None] = lambda: None,
+    guard: Preflight | None = None,
 ) -> Fitted:
     """Tune by the recipe's method, from `checkpoint` where there is one; `begun` is called after the first step.
+
+    guard: runs its probes after the first step, before `begun`.
 
     A first signal that asks to stop is followed when the step is done and saved, a second one at once.
     Raises DivergenceError on a loss or gradient that is not finite; what was saved before stays.
@@ -63,7 +69,15 @@ def fit(
         return _features(run, data, setup, began)
     if recipe.method.name == "head_then_full" and checkpoint is None:
         solve_head(run, data, setup)
-    done = train_job(recipe, run, _job(recipe, data, setup), checkpoint, began, begun)
+    given = recipe, data, setup
+    probed = guard.first_step(setup.network.module, lambda: learns(*given), lambda: trials(*given)) if guard else None
+
+    def after_first_step(optimizer: Optimizer) -> None:
+        if probed is not None:
+            probed(optimizer)
+        begun()
+
+    done = train_job(recipe, run, _job(recipe, data, setup), checkpoint, began, after_first_step)
     return Fitted(Predictor(setup.network), done.history, done.best_step, done.seconds, done.stopped_early)
 
 

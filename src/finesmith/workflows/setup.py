@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from finesmith.recipe import Recipe
     from finesmith.run import Run
     from finesmith.train.devices import Device
+    from finesmith.train.memory import Shape
     from finesmith.workflows.prepare import Prepared
 
 
@@ -347,17 +348,10 @@ def fit_memory(
 
     lengths: of the training rows, in tokens; output_width: how many values the head returns for every token, if so.
     """
-    from finesmith.train.memory import estimate, micro_batch, shape_of
+    from finesmith.train.memory import estimate, micro_batch
 
     lengths = lengths + network.prompt
-    parameters = [(p.numel(), p.requires_grad) for p in network.module.parameters()]
-    shape = shape_of(
-        network.classifier.config,
-        parameters=sum(n for n, _ in parameters),
-        trainable=sum(n for n, on in parameters if on),
-        output_width=output_width,
-        adapter_width=adapting.kept_per_token(recipe, network),
-    )
+    shape = memory_shape(recipe, network, output_width)
     free, dtype, padded = device.memory_free, device.dtype, not network.ragged
     asked = recipe.train.micro_batch_size
     if asked is None:
@@ -367,6 +361,20 @@ def fit_memory(
         return found.size, found.estimate.as_json()
     longest = sorted(lengths.tolist(), reverse=True)[:asked]
     return asked, estimate(shape, longest, free=free, dtype=dtype, padded=padded).as_json()
+
+
+def memory_shape(recipe: Recipe, network: Network, output_width: int) -> Shape:
+    """Return what the memory of training this network depends on."""
+    from finesmith.train.memory import shape_of
+
+    parameters = [(p.numel(), p.requires_grad) for p in network.module.parameters()]
+    return shape_of(
+        network.classifier.config,
+        parameters=sum(n for n, _ in parameters),
+        trainable=sum(n for n, on in parameters if on),
+        output_width=output_width,
+        adapter_width=adapting.kept_per_token(recipe, network),
+    )
 
 
 PATHS = ("data.train", "data.validation", "data.test", "model.base")

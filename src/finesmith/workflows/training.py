@@ -84,9 +84,10 @@ class _Session:
 
 
 def train_job(
-    recipe: Recipe, run: Run, job: Job, checkpoint: Checkpoint | None, began: float, begun: Callable[[], None]
+    recipe: Recipe, run: Run, job: Job, checkpoint: Checkpoint | None, began: float, begun: Callable[[Optimizer], None]
 ) -> Trained:
-    """Train from `checkpoint`, or from the start; `began`: when this sitting did; `begun` is called after a first step.
+    """Train from `checkpoint`, or from the start; `began`: when this sitting did; `begun` is called after a first step,
+    whose gradients are still there; it leaves weights and optimiser as they are.
 
     A first signal that asks to stop is followed when the step is done and saved, a second one at once.
     Raises DivergenceError on a loss or gradient that is not finite; what was saved before stays.
@@ -172,7 +173,7 @@ def _train(
     run: Run,
     job: Job,
     session: _Session,
-    begun: Callable[[], None],
+    begun: Callable[[Optimizer], None],
 ) -> bool:
     """Run the loop, evaluating, saving and stopping between its steps; return whether it stopped early."""
     from finesmith.train.loop import train
@@ -190,7 +191,7 @@ def _train(
                 session.step, session.due = step.step, step.step % every == 0 or step.step == job.plan.steps
                 run.record("step", total=job.plan.steps, **asdict(step))
                 if step.step == 1:
-                    begun()
+                    begun(session.optimizer)
                 stopping.here()
                 if session.due and _between(recipe, run, job, session, stopping):
                     return True

@@ -81,6 +81,7 @@ def _story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
     from finesmith.workflows.compare import compare
     from finesmith.workflows.finish import finish
     from finesmith.workflows.fit import fit
+    from finesmith.workflows.preflight import before_training
     from finesmith.workflows.setup import set_up
 
     if earlier is None:
@@ -106,12 +107,14 @@ def _story(recipe: Recipe, run: Run, earlier: Earlier | None) -> None:
         resolved = _settle(recipe, run, data, setup, earlier)
 
         enter(run, "training", earlier)
+        checkpoint = earlier.checkpoint if earlier else None
+        guard = before_training(resolved, run, data, setup) if checkpoint is None else None
 
         def begun() -> None:
             ahead.finish()
             shown.keep(resolved, run, lambda: shown.of_texts(data, setup))
 
-        fitted = fit(resolved, run, data, setup, earlier.checkpoint if earlier else None, begun=begun)
+        fitted = fit(resolved, run, data, setup, checkpoint, begun=begun, guard=guard)
 
     enter(run, "baselines", earlier)
     baselines = fit_baselines(resolved, run, data, setup)

@@ -17,6 +17,8 @@ def withheld(name: str, value: Any) -> Any:
     """Return what is written into the file `name` of a run folder without any text of a row."""
     if name == "audit.json":
         return {**value, "findings": [without_texts(finding) for finding in value["findings"]]}
+    if name == "probes.json":
+        return {"probes": [{**probe, "shows": ""} for probe in value["probes"]]}
     if name == "data.json" and value.get("tokens"):
         return {**value, "tokens": {**value["tokens"], "added_words": []}}
     return value

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from finesmith.recipe import Recipe
     from finesmith.run import Run
+    from finesmith.train.adamw import Optimizer
     from finesmith.train.checkpoint import Checkpoint
     from finesmith.train.loop import Plan
     from finesmith.types import Batch
@@ -29,8 +30,18 @@ if TYPE_CHECKING:
 NAMED_AT_ONCE = 512
 
 
-def fit(recipe: Recipe, run: Run, data: Gathered, setup: Setup, checkpoint: Checkpoint | None) -> Trained:
-    """Tune by the recipe's method, from `checkpoint` where there is one; the best weights are in the network then."""
+def fit(
+    recipe: Recipe,
+    run: Run,
+    data: Gathered,
+    setup: Setup,
+    checkpoint: Checkpoint | None,
+    begun: Callable[[Optimizer], None],
+) -> Trained:
+    """Tune by the recipe's method, from `checkpoint` where there is one; the best weights are in the network then.
+
+    `begun` is called after the first step.
+    """
     job = Job(
         network=setup.network,
         plan=plan_of(recipe, data, setup),
@@ -42,14 +53,15 @@ def fit(recipe: Recipe, run: Run, data: Gathered, setup: Setup, checkpoint: Chec
         fingerprint=setup.fingerprint,
         where=data.places,
     )
-    began = time.perf_counter()
 
-    def begun() -> None:
+    def first(optimizer: Optimizer) -> None:
+        begun(optimizer)
         shown.keep(recipe, run, lambda: shown.of_tokens(recipe, data, setup))
 
+    began = time.perf_counter()
     if checkpoint is not None:
-        begun()
-    return train_job(recipe, run, job, checkpoint, began, begun)
+        shown.keep(recipe, run, lambda: shown.of_tokens(recipe, data, setup))
+    return train_job(recipe, run, job, checkpoint, began, first)
 
 
 def plan_of(recipe: Recipe, data: Gathered, setup: Setup) -> Plan:
@@ -84,11 +96,17 @@ def _owners(data: Gathered, setup: Setup, lengths: Ints) -> Ints:
 
     if len(lengths) == len(data.ids["train"]):
         return data.ids["train"]
+
+    def named(part: Ints) -> Ints:
+        return np.asarray(data.task.batch(setup.encoded["train"], part, data.ids["train"], 0, 0, "cpu").ids)
+
     owners = np.empty(len(lengths), np.int64)
     order = np.argsort(lengths, kind="stable")
     for start in range(0, len(order), NAMED_AT_ONCE):
         part = order[start : start + NAMED_AT_ONCE]
-        owners[part] = data.task.batch(setup.encoded["train"], part, data.ids["train"], 0, 0, "cpu").ids.numpy()
+        names = named(part)
+        # A row of two answers is two sequences of a batch, in the order of their lengths.
+        owners[part] = names if len(names) == len(part) else [named(part[i : i + 1])[0] for i in range(len(part))]
     return owners
 
 

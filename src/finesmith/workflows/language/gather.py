@@ -43,6 +43,10 @@ class SealedCorpus:
         self._corpus: Corpus | None = corpus
         self.size = len(corpus)
 
+    def shared(self, texts: set[str]) -> int:
+        """Count the texts that the test split has in common with another one."""
+        return len(texts.intersection(self._corpus.texts)) if self._corpus is not None else 0
+
     def open(self, run: Run) -> Corpus:
         """Return the rows and record that the test split was opened.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from finesmith.errors import UserError
 from finesmith.recipe.conflicts import value_of
 from finesmith.tasks.corpus import Encoded
+from finesmith.tasks.language import LanguageTask
 from finesmith.types import Split
 from finesmith.workflows import adapting
 from finesmith.workflows.setup import (
@@ -77,7 +78,6 @@ def set_up(
     """
     from finesmith.models.encoder import Encoder
     from finesmith.models.layers import freeze_lowest
-    from finesmith.models.token_heads import TokenNetwork
 
     device = choose_device(recipe, threads)
     network, report = load_network(recipe, data, base, tokenizer, device)
@@ -99,12 +99,7 @@ def set_up(
     metric = _metric(recipe, data, why)
     rate = peak_learning_rate(recipe, report, why, task.rate_scale)
     epochs, evaluations = duration(recipe, len(encoded["train"].rows), why)
-    config = network.classifier.config
-    width = len(task.labels or ())
-    if not width and isinstance(network, TokenNetwork) and (network.prompt or not network.split):
-        # Else the logits of words are made a few at a time, and only where they are asked for.
-        width = int(config.get_text_config().vocab_size)
-    micro, forecast = fit_memory(recipe, network, encoded["train"].rows.lengths(), device, width)
+    micro, forecast = fit_memory(recipe, network, encoded["train"].rows.lengths(), device, output_width(network, task))
     if recipe.train.micro_batch_size is None:
         why["train.micro_batch_size"] = "the most that is forecast to fit into memory"
     pooling = network.pooling if isinstance(network, Encoder) else None
@@ -132,6 +127,16 @@ def set_up(
         adapter=adapting.in_recipe(recipe),
         why=why,
     )
+
+
+def output_width(network: Network, task: LanguageTask) -> int:
+    """Return how many values the head returns for every token; 0 where it is asked for a few tokens at a time only."""
+    from finesmith.models.token_heads import TokenNetwork
+
+    width = len(task.labels or ())
+    if not width and isinstance(network, TokenNetwork) and (network.prompt or not network.split):
+        return int(network.classifier.config.get_text_config().vocab_size)
+    return width
 
 
 def before_key(base: Base, network: Network, device: Device) -> str:

@@ -21,13 +21,16 @@ def story(recipe: Recipe, run: Run, earlier: Earlier | None, reason: str | None 
     from finesmith.workflows.language.compare import compare
     from finesmith.workflows.language.finish import finish
     from finesmith.workflows.language.fit import fit
+    from finesmith.workflows.language.preflight import before_training
 
     enter(run, "data", earlier)
     data, setup = begin(recipe, run, earlier, reason)
     resolved = _settle(recipe, run, data, setup, earlier)
 
     enter(run, "training", earlier)
-    trained = fit(resolved, run, data, setup, earlier.checkpoint if earlier else None)
+    checkpoint = earlier.checkpoint if earlier else None
+    begun = before_training(resolved, run, data, setup) if checkpoint is None else lambda _: None
+    trained = fit(resolved, run, data, setup, checkpoint, begun)
 
     enter(run, "baselines", earlier)
     baselines = fit_baselines(resolved, run, data, setup)
