@@ -210,7 +210,7 @@ def clean_written() -> list[Case]:
     return found
 
 
-# --- faults that come in by files, by a template, or by the recipe ------------------------------------------------------
+# --- faults that come in by files, by a template, or by the recipe ----------------------------------------------------
 
 
 def other_rows(make: Any) -> Any:
@@ -292,7 +292,8 @@ TEMPLATES: dict[str, dict[str, str]] = {
         f"{ASK}",
     },
     "asked otherwise than trained": {
-        "a word more when it asks": f"{{{{ bos_token }}}}{{% if add_generation_prompt %}}refund {{% endif %}}{EACH}{TURN}{END}"
+        "a word more when it asks": f"{{{{ bos_token }}}}{{% if add_generation_prompt %}}refund {{% endif %}}"
+        f"{EACH}{TURN}{END}"
         f"{{% endfor %}}{ASK}",
         "it is opened under another name": f"{{{{ bos_token }}}}{EACH}{TURN}{END}{{% endfor %}}"
         "{% if add_generation_prompt %}model :{% endif %}",
@@ -300,8 +301,8 @@ TEMPLATES: dict[str, dict[str, str]] = {
         f"{EACH}{TURN}{END}{{% endfor %}}{ASK}",
     },
     "mask of zeros or ones": {
-        "a template without answers": f"{{{{ bos_token }}}}{EACH}{{% if message['role'] == 'user' %}}{TURN}{{% endif %}}"
-        f"{{% endfor %}}{ASK}",
+        "a template without answers": f"{{{{ bos_token }}}}{EACH}{{% if message['role'] == 'user' %}}{TURN}"
+        f"{{% endif %}}{{% endfor %}}{ASK}",
     },
 }  # fmt: skip
 
