@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import re
 from html.parser import HTMLParser
@@ -316,6 +317,10 @@ def test_each_source_has_its_scores_or_says_why_not(tmp_path: Path) -> None:
     assert "reviews.csv 1 6,000 2,389 890 82.7 % 79.7 to 85.7 %" in words
     assert "calls.csv too few rows to be scored 2 1,166 4,777 6 – – – –" in words
     data = json.loads((folder / "data.json").read_text())
+    apart = copy.deepcopy(data)
+    apart["mixture"][0]["test"] = apart["mixture"][1]["train"] = 0
+    synthetic_run.write_json(folder, "data.json", apart)
+    assert "By source" not in assert_harmless(page.build(folder)).words, "a given test file is no mixture"
     del data["mixture"][1]
     synthetic_run.write_json(folder, "data.json", data)
     assert "By source" not in assert_harmless(page.build(folder)).words

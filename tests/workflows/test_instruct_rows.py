@@ -124,6 +124,15 @@ def test_an_answer_is_never_cut(make: Callable[..., dict[str, Any]], tmp_path: P
         check(from_dict(make(rows, text__too_long="stop")))
 
 
+def test_examples_that_fit_nowhere_are_no_baseline(make: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    # Of 64 tokens the answer takes 60: no example can stand before a prompt.
+    plan = make(talks(40), generation__max_new_tokens=60, evaluate__baselines=["few_shot", "nearest"])
+    found = {row["name"]: row["skipped"] for row in read(tuned(plan, tmp_path / "run"), "baselines.json")}
+    skipped = [reason for reason in found.values() if reason]
+    assert len(skipped) == 1
+    assert "no training example fits beside a prompt and an answer of 60 tokens in the 64 that are read" in skipped[0]
+
+
 def test_columns_are_found_or_named(make: Callable[..., dict[str, Any]]) -> None:
     renamed = [{"q": row["prompt"], "a": row["response"]} for row in conversations(30)]
     with pytest.raises(DataError, match=r"no conversations found in the columns 'q', 'a'.*data\.prompt"):

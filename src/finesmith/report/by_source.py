@@ -12,13 +12,17 @@ MOST_METRICS = 4
 
 
 def by_source(folder: RunFolder) -> dict[str, Any] | None:
-    """Return every source's rows, its part in training and its scores on test; None where there is one source."""
+    """Return every source's rows, its part in training and its scores on test.
+
+    None where neither the training nor the test rows are of several sources, so that nothing is told apart.
+    """
     mixture = records(folder.data.get("mixture"))[:MOST_SOURCES]
     scored = {
         cut(row.get("source"), 160): row
         for row in records(mapping(folder.scores.get("by_source")).get("test"))[:MOST_SOURCES]
     }
-    if len(mixture) < 2 or not scored:
+    several = any(sum((number(row.get(split)) or 0.0) > 0 for row in mixture) > 1 for split in ("train", "test"))
+    if not several or not scored:
         return None
     found = [name for row in scored.values() for name in mapping(row.get("scores"))]
     first = str(folder.verdict.get("metric"))

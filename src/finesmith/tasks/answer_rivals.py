@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from finesmith.models.token_heads import TokenNetwork
     from finesmith.tasks.answers import AnswerTask
 
+# So many training rows are tried before examples are said to fit nowhere.
+TRIED = 50
+
 
 def nearest(train: Corpus) -> Baseline:
     """Answer as the most similar training prompt was answered."""
@@ -50,26 +53,36 @@ def frequent(train: Corpus) -> Baseline:
     return Baseline("frequent", "most frequent training answer", answer)
 
 
-def few_shot(task: AnswerTask, train: Corpus, base: Callable[[], TokenNetwork]) -> Baseline:
+def few_shot(task: AnswerTask, train: Corpus, encoded: Encoded, base: Callable[[], TokenNetwork]) -> Baseline:
     """Show the untuned model training examples as earlier rounds of the same conversation.
 
     Examples are drawn for each row by its place; where all do not fit beside the prompt and an answer, fewer are shown.
-    Raises DataError where too few training conversations are single rounds without tools.
+    Raises DataError where too few training conversations are single rounds without tools, or where not one example
+    fits beside the prompts of the first training rows: the baseline would be the untuned model by another name.
     """
     from finesmith.evaluate.copies import few_shot as draw
 
     shots, rounds = task.speech.shots, _rounds(train.content.conversations)
     asked, answered = [one.content for one, _ in rounds], [two.content for _, two in rounds]
-    draw(asked, answered, shots, task.speech.seed, rows=0)
+    tried = encoded.detail.aloud[:TRIED].tolist()
+    chances = draw(asked, answered, shots, task.speech.seed, rows=max(tried, default=-1) + 1)
+
+    def shown(corpus: Corpus, row: int, places: Sequence[int], sheet: Sheet) -> tuple[list[int], int]:
+        examples = [rounds[place] for place in places]
+        return _with_examples(corpus.content.conversations[row], examples, task, sheet)
+
+    longest = task.speech.max_new_tokens or 1
+    if not any(shown(train, row, chances[row].tolist(), encoded.detail)[1] for row in tried):
+        raise DataError(
+            f"no training example fits beside a prompt and an answer of {longest:,} tokens "
+            f"in the {encoded.detail.max_length:,} that are read"
+        )
 
     def answer(corpus: Corpus, encoded: Encoded) -> Outcome:
         sheet: Sheet = encoded.detail
         rows = sheet.aloud.tolist()
         chosen = draw(asked, answered, shots, task.speech.seed, rows=max(rows, default=-1) + 1)
-        prompts = []
-        for row in rows:
-            examples = [rounds[place] for place in chosen[row].tolist()]
-            prompts.append(_with_examples(corpus.content.conversations[row], examples, task, sheet))
+        prompts = [shown(corpus, row, chosen[row].tolist(), sheet)[0] for row in rows]
         return Outcome(write(base(), sheet, prompts, task.speech))
 
     return Baseline("few_shot", f"untuned base model shown {shots} examples", answer)
@@ -77,8 +90,8 @@ def few_shot(task: AnswerTask, train: Corpus, base: Callable[[], TokenNetwork]) 
 
 def _with_examples(
     conversation: Conversation, examples: Sequence[tuple[Turn, Turn]], task: AnswerTask, sheet: Sheet
-) -> list[int]:
-    """Return the prompt with as many of the examples before it as leave room for an answer."""
+) -> tuple[list[int], int]:
+    """Return the prompt with as many of the examples before it as leave room for an answer, and how many they are."""
     from finesmith.data.chat_template import TemplateRefusedError
     from finesmith.data.render import prompt_ids
 
@@ -93,8 +106,8 @@ def _with_examples(
         except TemplateRefusedError:
             break
         if len(prompt) <= room:
-            return prompt
-    return prompt_ids(replace(conversation, turns=turns), sheet.template, sheet.tokenizer)
+            return prompt, count
+    return prompt_ids(replace(conversation, turns=turns), sheet.template, sheet.tokenizer), 0
 
 
 def _rounds(conversations: Sequence[Conversation]) -> list[tuple[Turn, Turn]]:

@@ -242,7 +242,7 @@ class AnswerTask(LanguageTask):
         if name == "base":
             return Baseline(name, "untuned base model", lambda _, rows: self.answer(base(), rows))
         if name == "few_shot":
-            return answer_rivals.few_shot(self, train, base)
+            return answer_rivals.few_shot(self, train, encoded, base)
         if name == "nearest":
             return answer_rivals.nearest(train)
         if name == "frequent":
