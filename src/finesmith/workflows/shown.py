@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from finesmith.data.token_view import readable, reader_of, supervision, view
@@ -76,7 +76,7 @@ def of_tokens(recipe: Recipe, data: Gathered, setup: LanguageSetup) -> dict[str,
         # Where one answer is learnt for a whole text, no token has one of its own.
         told = batch.targets if batch.targets is not None and batch.targets.shape == batch.tokens.shape else None
         ends, sizes, names_of = np.cumsum(batch.lengths.numpy()), batch.lengths.tolist(), batch.ids.tolist()
-        kinds = task.taught(encoded, batch) or [None] * len(sizes)
+        kinds: Sequence[str | None] = task.taught(encoded, batch) or [None] * len(sizes)
         for end, length, name, kind in zip(ends.tolist(), sizes, names_of, kinds, strict=True):
             ids, learnt = batch.tokens[end - length : end].numpy(), None
             labels: dict[int, str] = {}
