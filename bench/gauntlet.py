@@ -104,25 +104,30 @@ class World:
         self.long = write_conll(folder / "long.conll", long_sentences())
         self.text = folder / "text.txt"
         self.text.write_text(documents(), "utf-8")
+        from gauntlet_written import write_world
+
+        self.written = write_world(self)
 
     def tree(self, task: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the recipe of a task, `values` set in it."""
         cache = self.folder / "cache"
         language = {"token-classification": (self.conll, self.bert), "causal-text": (self.text, self.llama),
-                    "masked-text": (self.text, self.masked)}  # fmt: skip
+                    "masked-text": (self.text, self.masked), **self.written}  # fmt: skip
         if task in language:
             data, model = language[task]
             tree = language_plan(task, data, model, cache)
-            if task == "causal-text":
+            if task in ("causal-text", "instruct", "preferences"):
                 tree["model"].pop("dropout")
         else:
             data = {"regression": self.stars, "multi-label": self.topics}.get(task, self.reviews)
             tree = plan(data, self.bert, cache, task=task)
-        named = {
-            key: getattr(self, value[1:]) if str(value).startswith("@") else value for key, value in values.items()
-        }
-        placed = {key: str(value) if isinstance(value, Path) else value for key, value in named.items()}
-        return with_values(tree, {**STEPS, **placed})
+        return with_values(tree, {**STEPS, **{key: self.placed(value) for key, value in values.items()}})
+
+    def placed(self, value: Any) -> Any:
+        """Return a value of a recipe, the path in place of an @name."""
+        if isinstance(value, list):
+            return [self.placed(one) for one in value]
+        return str(getattr(self, value[1:])) if isinstance(value, str) and value.startswith("@") else value
 
 
 def write_llama(folder: Path, *, tied: bool) -> Path:
@@ -332,8 +337,9 @@ def clean_cases(world: World) -> list[Case]:
     world.short = world.folder / "short.txt"  # type: ignore[attr-defined]
     world.short.write_text(documents(60, 8), "utf-8")  # type: ignore[attr-defined]
     from gauntlet_chat import CLEAN_CHAT
+    from gauntlet_written import clean_written
 
-    return [*(Case("", variant, task, values) for task, variant, values in CLEAN), *CLEAN_CHAT]
+    return [*(Case("", variant, task, values) for task, variant, values in CLEAN), *CLEAN_CHAT, *clean_written()]
 
 
 def main() -> None:

@@ -52,6 +52,7 @@ TALKS = {"task": "instruct", "data.text": REMOVED, "data.label": REMOVED, "evalu
          "model.base": "tiny-llama", "model.dropout": REMOVED, "evaluate.generated_rows": 4,
          "generation.max_new_tokens": 6}  # fmt: skip
 ASKED = {**TALKS, "data.prompt": "asked", "data.completion": "said"}
+SUMMED = {**ASKED, "task": "summarisation"}
 BROKEN = {**TALKS, "data.messages": "broken", "data.malformed": "drop"}
 PREFERRED = {"task": "preferences", "data.text": REMOVED, "data.label": REMOVED, "evaluate.baselines": ["longer"],
              "model.base": "tiny-llama", "model.dropout": REMOVED}  # fmt: skip
@@ -101,6 +102,13 @@ CASES = [
     Case("data.prompt", "reply", (PREDICTIONS, WEIGHTS), "talks", ASKED),
     Case("data.completion", "reply", (PREDICTIONS, WEIGHTS), "talks", ASKED),
     Case("data.malformed", "stop", (), "talks", BROKEN, "it has no assistant turn"),
+    Case("data.prompt", "reply", (PREDICTIONS, WEIGHTS), "talks", SUMMED),
+    Case("data.completion", "reply", (PREDICTIONS, WEIGHTS), "talks", SUMMED),
+    Case(
+        "data.malformed", "stop", (), "talks", {**SUMMED, "data.malformed": "drop", "data.completion": "gap"}, "empty"
+    ),
+    Case("data.prompt", "reply", (PREDICTIONS, WEIGHTS), "talks", {**SUMMED, "task": "concept-to-text"}),
+    Case("data.completion", "reply", (PREDICTIONS, WEIGHTS), "talks", {**SUMMED, "task": "concept-to-text"}),
     Case("text.template", "alpaca", ("model/chat_template.jinja", WEIGHTS), "talks", TALKS),
     Case("text.loss", "all", (WEIGHTS,), "talks", TALKS),
     Case("text.loss", "last", (WEIGHTS, "scores.json"), "talks", TALKS),
@@ -416,6 +424,7 @@ def talks(path: Path) -> Path:
         turns = [{"role": "user", "content": text}, {"role": "assistant", "content": label}]
         more = [{"role": "user", "content": reply}, {"role": "assistant", "content": "thanks"}]
         row = {"messages": turns + more * (number % 4 == 0), "asked": text, "said": label, "reply": reply}
+        row |= {"gap": label if number else ""}
         row |= {"other": more + turns, "broken": turns[:1] if number == 5 else turns}
         rows.append(json.dumps(row))
     path = path.with_suffix(".jsonl")

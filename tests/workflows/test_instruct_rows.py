@@ -105,9 +105,20 @@ def test_an_answer_is_never_cut(make: Callable[..., dict[str, Any]], tmp_path: P
     rows = talks(30)
     rows += [{"messages": [{**USER, "content": "really very " * 40}, REPLY]}]
     rows += [{"messages": [USER, {**REPLY, "content": "really very " * 40}]}]
-    dropped = check(from_dict(make(rows)))["flow"]
+    told: list[dict[str, Any]] = []
+    dropped = check(from_dict(make(rows)), listeners=[told.append])["flow"]
     assert {"stage": "dropped: too long", "rows": -2} in dropped
-    shortened = check(from_dict(make(rows, text__too_long="shorten")))["flow"]
+    said = [note["message"] for note in told if str(note.get("message")).startswith("too long")]
+    assert len(said) == 1
+    assert "2 of 32 conversations (6%) have more than 64 tokens" in said[0]
+    assert "text.too_long: shorten" in said[0]
+    told.clear()
+    found = check(from_dict(make(rows, text__too_long="shorten")), listeners=[told.append])
+    shortened, lengths = found["flow"], found["plan"]["tokens"]
+    assert (lengths["truncated_rows"], lengths["max_length"]) == (1, 64)
+    said = [note["message"] for note in told if str(note.get("message")).startswith("too long")]
+    assert "1 of 32 conversations (3%) have more than 64 tokens even without their prompts" in said[0]
+    assert "shorten" not in said[0]
     assert {"stage": "dropped: too long", "rows": -1} in shortened
     with pytest.raises(DataError, match=r"row 31.*more than 64 tokens"):
         check(from_dict(make(rows, text__too_long="stop")))

@@ -36,8 +36,8 @@ class Rendered:
     """Conversations as token ids, and what became of each.
 
     ids: int64 [N], the conversation of each row; faults: rows that the template refuses; dropped: the ids of those
-    whose answers do not fit; shortened: of those whose prompt lost tokens at its beginning; parted: of those whose
-    prompt and answer had to be tokenised apart.
+    that are too long and could or should not be shortened; shortened: of those whose prompt lost tokens at its
+    beginning; parted: of those whose prompt and answer had to be tokenised apart.
     """
 
     rows: Supervised
@@ -52,7 +52,7 @@ class Rendered:
         supervised = int((self.rows.targets != UNSUPERVISED).sum())
         share = supervised / max(1, self.rows.targets.size)
         said = [f"{len(self.rows):,} conversations, {self.rows.tokens.size:,} tokens, {share:.0%} of them supervised"]
-        said += [f"{len(self.dropped):,} left out because their answers do not fit"] if self.dropped else []
+        said += [f"{len(self.dropped):,} left out as too long"] if self.dropped else []
         said += [f"{len(self.shortened):,} prompts cut at their beginning"] if self.shortened else []
         said += [f"{len(self.faults):,} refused by the chat template"] if self.faults else []
         return "; ".join(said)

@@ -34,6 +34,7 @@ METRICS: dict[Kind, tuple[str, ...]] = {
 MEASURED = (
     "span_f1", "span_precision", "span_recall", "token_accuracy", "bits_per_byte", "perplexity", "pseudo_perplexity",
     "final_number_match", "exact_match", "normalised_match", "rouge_1", "rouge_2", "rouge_l", "chrf", "bleu",
+    "cider_d", "coverage",
     "reward_accuracy", "reward_margin", "preference_loss",
     "ndcg@10", "accuracy@1", "recall@10", "mrr", "map",
 )  # fmt: skip
@@ -68,6 +69,8 @@ HIGHER_IS_BETTER: dict[str, bool] = {
     "rouge_l": True,
     "chrf": True,
     "bleu": True,
+    "cider_d": True,
+    "coverage": True,
     "reward_accuracy": True,
     "reward_margin": True,
     "preference_loss": False,
@@ -108,6 +111,8 @@ DISPLAY_NAMES: dict[str, str] = {
     "rouge_l": "ROUGE-L",
     "chrf": "chrF",
     "bleu": "BLEU",
+    "cider_d": "CIDEr-D",
+    "coverage": "coverage",
     "reward_accuracy": "reward accuracy",
     "reward_margin": "reward margin",
     "preference_loss": "preference loss",

@@ -58,6 +58,8 @@ SCALES: dict[str, Scale] = {
     "rouge_l": "unit",
     "chrf": "unit",
     "bleu": "unit",
+    "cider_d": "positive",
+    "coverage": "unit",
     "reward_accuracy": "unit",
     "preference_loss": "positive",
     "ndcg@10": "unit",

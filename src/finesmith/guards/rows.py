@@ -32,8 +32,15 @@ def look_at_rows(
     causal: bool,
     beginning: int | None,
     decode: Callable[[Sequence[int]], str] | None,
+    told: bool = True,
 ) -> Iterator[Probed]:
-    """Run every probe of this file that applies; `answers`: what is known of rows that are a prompt and an answer."""
+    """Run every probe of this file that applies; `answers`: what is known of rows that are a prompt and an answer.
+
+    told: whether tokens have targets; rows that are only compared with each other have none.
+    """
+    if not told:
+        yield one_beginning(rows.tokens, rows.offsets, beginning)
+        return
     yield supervised_share(rows, whole=answers is None or answers.whole, decode=decode)
     if causal:
         yield shifted_once(rows)
@@ -41,10 +48,11 @@ def look_at_rows(
     if answers is None:
         return
     yield stop_supervised(rows, answers.stops, cut=answers.cut, whole=answers.whole)
-    if not answers.whole:
+    if answers.prompts:
         firsts = [rows.row(place)[0].tolist() for place in answers.prompts]
         yield prompts_agree(firsts, list(answers.prompts.values()))
-        yield answers_survive(rows, answers.lost, len(answers.cut), bare=0)
+    if answers.lost or not answers.whole:
+        yield answers_survive(rows, answers.lost, len(answers.cut), bare=0, others=answers.others)
 
 
 def supervised_share(rows: Supervised, *, whole: bool, decode: Callable[[Sequence[int]], str] | None = None) -> Probed:
@@ -158,18 +166,19 @@ def prompts_agree(trained: Sequence[Sequence[int]], asked: Sequence[Sequence[int
     )
 
 
-def answers_survive(rows: Supervised, lost: int, cut: int, *, bare: int | None = None) -> Probed:
+def answers_survive(rows: Supervised, lost: int, cut: int, *, bare: int | None = None, others: int = 0) -> Probed:
     """Check that truncation left the answers.
 
-    lost: rows left out because their answer did not fit; cut: rows that are kept with a part of their answer; bare: how
-    many of the kept rows may have no target at all, None where that is what a row may be.
+    lost: rows of any split left out because their answer did not fit; cut: rows that are kept with a part of their
+    answer; bare: how many of the kept rows may have no target at all, None where that is what a row may be; others: how
+    many rows the other splits hold.
     """
     import numpy as np
 
     row = np.repeat(np.arange(len(rows)), rows.lengths())
     told = np.bincount(row[rows.targets != UNSUPERVISED], minlength=len(rows))
     empty = int((told == 0).sum())
-    whole = len(rows) + lost
+    whole = len(rows) + others + lost
     said = [f"{whole - lost - cut:,} of {whole:,} rows keep their answer whole"]
     said += [f"{lost:,} left out"] if lost else []
     said += [f"{cut:,} cut"] if cut else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from finesmith.errors import DivergenceError, FinesmithError
@@ -30,8 +31,12 @@ ROUNDING = 1e-5
 LEAST_LEAK, NOISE = 1e-4, 2e-7
 # Gradients of one batch and of its parts differ by less where sums are sums.
 SAME_GRADIENT, SAME_COARSE = 1e-2, 0.15
-# A tiny batch is fitted when its loss has fallen by this share, in so many steps at one of the rates tried.
-FALL, TRIAL_STEPS, RATES = 0.05, 8, (1.0, 10.0, 100.0, 1000.0)
+# A tiny batch is fitted when its loss has fallen by this share, in so many steps at one of the rates tried; few steps
+# first, for most models need no more. Bounded losses and adapters of few numbers fall slowly.
+FALL = 0.05
+TRIALS = ((8, (1.0, 10.0, 100.0, 1000.0)), (48, (0.1, 0.5, 2.0, 10.0, 100.0)))
+# A few vectors before the text, or one factor for each state, move the words that a frozen model expects by little.
+LEAST_FALL = 0.005
 SMALLEST_LOSS = 1e-3
 
 
@@ -199,23 +204,33 @@ def generation_equal(module: nn.Module, generate: Callable[[Sequence[Sequence[in
 
 
 def tiny_batch_learnt(
-    module: nn.Module, loss_sum: LossSum, make: Make, count: int, rate: float, *, softened: float = 0.0
+    module: nn.Module,
+    loss_sum: LossSum,
+    make: Make,
+    count: int,
+    rate: float,
+    *,
+    softened: float = 0.0,
+    fall: float = FALL,
+    alone: bool = True,
 ) -> Probed:
     """Check that a few rows can be learnt: their loss falls by a clear share within a few steps, which are undone.
 
     rate: the recipe's learning rate, at which it is tried first, and then up to a thousand times higher: that a rate is
-    too small for so few steps is no fault. Where all rows together do not, one alone must: equal rows may have unlike
-    labels. softened: the share of targets that is spread over all classes, which keeps the loss from falling. A step
+    too small for so few steps is no fault. Where all rows together do not, one alone must, where it has a loss of its
+    own (`alone`): equal rows may have unlike labels. softened: the share of targets that is spread over all classes,
+    which keeps the loss from falling; fall: by which share it must, where targets are not softened. A step
     moves each weight by the rate against the sign of its gradient, as the first step of Adam does.
     """
-    share = FALL * (1.0 - softened) ** 2
+    share = fall * (1.0 - softened) ** 2
     told = ""
     chosen = list(some_trainable(module).values())
-    for rows in dict.fromkeys([tuple(range(count)), (count - 1,)]):
-        for factor in RATES:
+    parts = dict.fromkeys([tuple(range(count)), *([(count - 1,)] if alone else [])])
+    for rows, (steps, factors) in product(parts, TRIALS):
+        for factor in factors:
             with undone(module, chosen):
                 module.eval()
-                first, lowest = _descend(loss_sum, make(rows), chosen, rate * factor, share)
+                first, lowest = _descend(loss_sum, make(rows), chosen, rate * factor, share, steps)
             if not first >= 0 or not math.isfinite(first):
                 return Probed("tiny batch", False, f"its loss is {first:.4f}, expected 0 or more", "Look at the loss")
             told = f"loss {first:.4f} fell to {lowest:.4f} on {len(rows)} rows at {rate * factor:.1g} (undone)"
@@ -230,13 +245,13 @@ def tiny_batch_learnt(
 
 
 def _descend(
-    loss_sum: LossSum, batch: Batch, weights: Sequence[Tensor], rate: float, share: float
+    loss_sum: LossSum, batch: Batch, weights: Sequence[Tensor], rate: float, share: float, steps: int
 ) -> tuple[float, float]:
     """Take a few steps down; return the loss before them and the lowest one met."""
     import torch
 
     first, lowest = math.nan, math.inf
-    for step in range(TRIAL_STEPS + 1):
+    for step in range(steps + 1):
         for weight in weights:
             weight.grad = None
         loss, count = loss_sum(batch)
@@ -246,7 +261,7 @@ def _descend(
         if not math.isfinite(value):
             break
         lowest = min(lowest, value)
-        if lowest <= max((1.0 - share) * first, SMALLEST_LOSS) or step == TRIAL_STEPS:
+        if lowest <= max((1.0 - share) * first, SMALLEST_LOSS) or step == steps:
             break
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]

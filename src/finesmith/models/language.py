@@ -63,7 +63,11 @@ def load_language_model(
         raise ValueError(f"labels are {labels!r}, but kind is {kind!r}; token classification needs them, others do not")
     config = load_config(base)
     if config.is_encoder_decoder:
-        raise ModelError(f"{base.name} is an encoder-decoder ({config.model_type}); {WORDS[kind]} needs one of the two")
+        fitting = "a decoder" if kind == "causal" else "an encoder"
+        raise ModelError(
+            f"{base.name} is an encoder-decoder ({config.model_type}), but {WORDS[kind]} needs {fitting}; name one in "
+            "model.base"
+        )
     if labels is not None:
         config.num_labels = len(labels)
         config.id2label = dict(enumerate(labels))

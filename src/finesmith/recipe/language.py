@@ -13,6 +13,8 @@ BASELINES: Mapping[str, tuple[str, ...]] = {
     "causal-text": ("base", "ngram"),
     "masked-text": ("base", "unigram"),
     "instruct": ("base", "few_shot", "nearest", "frequent"),
+    "concept-to-text": ("base", "few_shot", "nearest", "copy"),
+    "summarisation": ("base", "few_shot", "nearest", "lead"),
     "preferences": ("base", "longer", "majority"),
     "embeddings": ("base", "tfidf"),
 }
@@ -35,7 +37,7 @@ _OF_ANSWERS = (
     "data.text", "data.label", "data.audit.group_leakage", "data.audit.length", "data.audit.truncation",
 )  # fmt: skip
 # Tasks whose answers are written texts, and those of them that read conversations.
-WRITTEN = ("instruct",)
+WRITTEN = ("instruct", "concept-to-text", "summarisation")
 TALKS = ("instruct",)
 _OF_RELATED = (
     "data.text_pair",
@@ -50,6 +52,12 @@ UNREAD: Mapping[str, tuple[str, ...]] = {
     "causal-text": (*_UNREAD, *_OF_ROWS),
     "masked-text": (*_UNREAD, *_OF_ROWS),
     "instruct": (*_UNREAD, *_OF_ANSWERS),
+    "summarisation": (*_UNREAD, *_OF_ANSWERS),
+    "concept-to-text": (
+        *_UNREAD,
+        *(key for key in _OF_ANSWERS if key != "data.audit.group_leakage"),
+        "data.audit.conflicting_labels",
+    ),
     "preferences": (
         *(key for key in _UNREAD if key not in ("data.audit.missing_labels", "train.loss")),
         "data.text",
@@ -65,8 +73,9 @@ READ_BY: Mapping[str, tuple[str, ...]] = {
     "data.overlap": ("causal-text", "masked-text"),
     "mask.rate": ("masked-text",),
     "mask.whole_words": ("masked-text",),
-    **dict.fromkeys(("data.messages", "data.prompt", "data.completion"), TALKS),
-    "data.malformed": (*TALKS, "preferences"),
+    "data.messages": TALKS,
+    **dict.fromkeys(("data.prompt", "data.completion"), WRITTEN),
+    "data.malformed": (*WRITTEN, "preferences"),
     **dict.fromkeys(("text.template", "text.too_long"), (*WRITTEN, "preferences")),
     **dict.fromkeys(("text.loss", "evaluate.shots", "evaluate.generated_rows"), WRITTEN),
     **dict.fromkeys(

@@ -48,7 +48,7 @@ KeepStop = Literal["keep", "stop"]
 AnyAction = Literal["keep", "drop", "fix", "stop"]
 Baseline = Literal[
     "majority", "tfidf", "features", "zero_shot", "word_tag", "base", "ngram", "unigram", "few_shot", "nearest",
-    "frequent", "longer",
+    "frequent", "copy", "lead", "longer",
 ]  # fmt: skip
 # What every recipe without a list means: the baselines of the task at hand, which for classes and numbers are these.
 USUAL_BASELINES = ("majority", "tfidf", "features", "zero_shot")
@@ -212,18 +212,20 @@ class Data(Section):
     )
     prompt: Column | None = Field(
         default=None,
-        description="Column of what is asked, with data.completion; null finds it by names. For instruct.",
+        description="Column of what is asked, with data.completion; null finds it by names. For instruct, "
+        "concept-to-text and summarisation.",
         json_schema_extra=_COLUMN,
     )
     completion: Column | None = Field(
         default=None,
-        description="Column of the answers, with data.prompt; null finds it by names. For instruct.",
+        description="Column of the answers, with data.prompt; null finds it by names. For instruct, "
+        "concept-to-text and summarisation.",
         json_schema_extra=_COLUMN,
     )
     malformed: Literal["stop", "drop"] = Field(
         default="stop",
         description="Rows that are no conversation (a role is missing, a turn is empty, ...), or that the chat "
-        "template refuses: stop and name them, or drop and count them. For instruct.",
+        "template refuses: stop and name them, or drop and count them. For tasks of written answers.",
     )
     domain_words: Annotated[int, Field(ge=0), BeforeValidator(whole_number)] | list[Text] = Field(
         default=0,
@@ -364,16 +366,17 @@ class Evaluate(Section):
         description="Simpler methods that the tuned model has to beat. Tasks that answer for every token put all of "
         "their own in place of this list: token-classification majority and word_tag, causal-text base and ngram, "
         "masked-text base and unigram, embeddings base and tfidf, instruct base, few_shot, nearest and frequent, "
+        "concept-to-text base, few_shot, nearest and copy, summarisation base, few_shot, nearest and lead, "
         "preferences base, longer and majority.",
         json_schema_extra={"default": list(USUAL_BASELINES)},
     )
     shots: Count = Field(
-        default=3, description="Training examples in the prompt of the baseline few_shot. For instruct."
+        default=3, description="Training examples in the prompt of the baseline few_shot. For tasks of written answers."
     )
     generated_rows: Annotated[int, Field(ge=2), BeforeValidator(whole_number)] = Field(
         default=500,
         description="At most so many test rows are answered in writing, and a fifth as many (20 at least) of "
-        "validation. For instruct.",
+        "validation. For tasks of written answers.",
     )
     bootstrap_samples: Whole = Field(
         default=2000, ge=100, le=1_000_000, description="Resamples of the test rows behind each 95 percent interval."

@@ -11,7 +11,7 @@ from finesmith.recipe.scalars import number, whole_number
 
 
 class TextLayout(Section):
-    """How a conversation becomes the text that a model reads: the task instruct."""
+    """How a conversation becomes the text that a model reads: tasks of written answers."""
 
     template: Literal["auto", "own", "chatml", "alpaca", "inst", "plain"] = Field(
         default="auto",
@@ -31,7 +31,7 @@ class TextLayout(Section):
 
 
 class Generation(Section):
-    """How answers are written, in evaluation and by the saved model: the task instruct."""
+    """How answers are written, in evaluation and by the saved model: tasks of written answers."""
 
     strategy: Literal["greedy", "sample", "beam"] = Field(
         default="greedy", description="Take the likeliest token, draw one, or search with beams."

@@ -45,6 +45,8 @@ METRIC_NAMES = {
     "rouge_l": "ROUGE-L",
     "chrf": "chrF",
     "bleu": "BLEU",
+    "cider_d": "CIDEr-D",
+    "coverage": "Coverage",
     "reward_accuracy": "Reward accuracy",
     "reward_margin": "Reward margin",
     "preference_loss": "Preference loss",
@@ -71,6 +73,7 @@ PERCENT_METRICS = frozenset(
         "rouge_l",
         "chrf",
         "bleu",
+        "coverage",
         "accuracy@1",
         "recall@10",
     }

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 NO_TASKS = frozenset(
     {
         "protocol", "language", "corpus", "documents", "dialogues", "answers", "answer_rivals", "answer_scores",
-        "writing", "losses", "contrastive", "encoded_texts", "compared_answers", "preference_losses",
+        "writing", "asked_tables", "losses", "contrastive", "encoded_texts", "compared_answers", "preference_losses",
         "preference_rivals",
     }
 )  # fmt: skip

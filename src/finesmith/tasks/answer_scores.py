@@ -62,6 +62,12 @@ def _normalised(predictions: Sequence[str], references: References) -> Measureme
     return normalised_match(predictions, references)
 
 
+def _cider_d(predictions: Sequence[str], references: References) -> Measurement:
+    from finesmith.evaluate.cider import cider
+
+    return cider(predictions, references)
+
+
 SCORERS: Mapping[str, Scorer] = {
     "final_number_match": final_number,
     "exact_match": _exact,
@@ -71,6 +77,7 @@ SCORERS: Mapping[str, Scorer] = {
     "rouge_l": _rouge("rouge_l"),
     "chrf": _chrf,
     "bleu": _bleu,
+    "cider_d": _cider_d,
 }
 
 

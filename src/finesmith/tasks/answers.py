@@ -167,7 +167,10 @@ class AnswerTask(LanguageTask):
         from finesmith.data.supervised import UNSUPERVISED, Supervised
 
         template, content = own_template(tokenizer.chat_template, tokenizer), corpus.content
-        everyone = np.arange(len(corpus), dtype=np.int64)
+        names = corpus.groups if corpus.groups is not None else range(len(corpus))
+        # Of rows that ask the same the first stands for all.
+        first = {name: row for row, name in reversed([*enumerate(names)])}
+        everyone = np.sort(np.array(list(first.values()), np.int64))
         if content.references is not None:
             sheet = Sheet(content.scored, None, everyone, template, tokenizer, max_length)
             told = Answers(
@@ -318,7 +321,7 @@ class AnswerTask(LanguageTask):
         return {
             "written": {
                 "rows": len(sizes),
-                "of": len(corpus),
+                "of": len(corpus if corpus.groups is None else set(corpus.groups)),
                 "stopped": sum(end.startswith("stop") for end in ends),
                 "cut": sum(end in ("length", "context") for end in ends),
                 "unanswered": len(ends) - len(sizes),

@@ -11,7 +11,7 @@ from finesmith.data.chat import Conversation, Turn, refuse
 from finesmith.data.supervised import UNSUPERVISED, Supervised
 from finesmith.errors import DataError
 from finesmith.tasks.corpus import Choices, Corpus, LaidOut, Reading, Speech
-from finesmith.tasks.dialogues import choose_template, spoken
+from finesmith.tasks.dialogues import choose_template, remedy, spoken
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -225,8 +225,7 @@ def lay_out(rows: Corpus, tokenizer: PreTrainedTokenizerBase, choices: Choices, 
         raise DataError(
             f"{rows.origins[0].name if rows.origins else 'the data'}: none of the {len(rows):,} rows can be used: "
             f"{len(dropped):,} have an answer that does not fit into {max_length} tokens with its prompt, "
-            f"{len(faulty):,} are refused by the chat template; raise data.max_length, set text.too_long: shorten, or "
-            "name another text.template"
+            f"{len(faulty):,} are refused by the chat template; {remedy(speech.too_long)}"
         )
     import numpy as np
 
@@ -246,6 +245,8 @@ def lay_out(rows: Corpus, tokenizer: PreTrainedTokenizerBase, choices: Choices, 
         {reason: count for reason, count in lost.items() if count},
         notes,
         replace(choices, speech=speech),
+        unfit=len(dropped),
+        shortened=len(shortened),
     )
 
 

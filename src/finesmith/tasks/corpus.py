@@ -124,12 +124,20 @@ class Corpus:
         return self.parts or {"text": self.texts}
 
 
+def groups_of(corpus: Corpus, measured: int, answered: Ints | None) -> Sequence[str] | None:
+    """Return the groups of `measured` rows of a corpus, all or those at `answered`; None where it has none."""
+    if corpus.groups is None or answered is None or measured == len(corpus):
+        return corpus.groups
+    return [corpus.groups[row] for row in answered.tolist()]
+
+
 @dataclass(frozen=True, slots=True)
 class LaidOut:
     """Rows that the model can read, as tokens in their content.
 
     kept: int64 [N], the places they had before; lost: how many could not be kept, by reason; notes: what was cut;
-    choices: those of the recipe with what was open in them settled.
+    choices: those of the recipe with what was open in them settled; unfit: how many of those lost had an answer that
+    is too long; shortened: how many kept rows lost tokens.
     """
 
     corpus: Corpus
@@ -137,6 +145,8 @@ class LaidOut:
     lost: Mapping[str, int]
     notes: Sequence[str]
     choices: Choices
+    unfit: int = 0
+    shortened: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +154,15 @@ class Answers:
     """What is to be true of rows that are a prompt and an answer, or are supervised whole.
 
     stops: the tokens that end an answer, at which generation will stop; whole: every token of a row is supervised; cut:
-    rows whose end was cut off; lost: how many rows were left out because their answer does not fit; prompts: the ids
-    that inference would be given, for a few rows.
+    rows whose end was cut off; lost: how many rows of any split were left out because their answer does not fit;
+    others: how many rows the other splits hold; prompts: the ids that inference would be given, for a few rows.
     """
 
     stops: tuple[int, ...]
     whole: bool = False
     cut: tuple[int, ...] = ()
     lost: int = 0
+    others: int = 0
     prompts: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
 

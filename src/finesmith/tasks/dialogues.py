@@ -57,18 +57,21 @@ def corpus(
     where: Sequence[str],
     *,
     texts: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
     origins: Sequence[Origin] = (),
     columns: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
     lost: Mapping[str, int] | None = None,
 ) -> Corpus:
-    """Return conversations as rows. texts: by what copies are found, by default what is said before the last answer."""
+    """Return conversations as rows. texts: by what copies are found, by default what is said before the last answer;
+    groups: rows with the same name ask the same, which is answered in writing once.
+    """
     asked = list(texts) if texts is not None else [asked_text(one) for one in dialogues.conversations]
     answers = None if dialogues.references is None else [each[0] for each in dialogues.references]
     return Corpus(
         texts=asked,
         labels=None if answers is None else _numbered(answers),
-        groups=None,
+        groups=groups,
         where=where,
         origins=origins,
         columns=columns or {},
@@ -94,10 +97,13 @@ def join(parts: Sequence[Corpus]) -> Corpus:
     for part in parts:
         for reason, count in part.lost.items():
             lost[reason] = lost.get(reason, 0) + count
+    groups = [part.groups for part in parts]
+    grouped = None if None in groups else [names for names in groups if names is not None]
     return corpus(
         Dialogues(tuple(one for content in contents for one in content.conversations), references),
         [place for part in parts for place in part.where],
         texts=[text for part in parts for text in part.texts],
+        groups=None if grouped is None else [name for names in grouped for name in names],
         origins=[origin for part in parts for origin in part.origins],
         columns=columns_of(parts),
         notes=[note for part in parts for note in part.notes],
@@ -119,6 +125,7 @@ def take(whole: Corpus, positions: Sequence[int] | Ints) -> Corpus:
         dialogues,
         [whole.where[place] for place in order],
         texts=[whole.texts[place] for place in order],
+        groups=None if whole.groups is None else [whole.groups[place] for place in order],
         origins=whole.origins,
         columns=whole.columns,
         notes=whole.notes,
@@ -199,17 +206,20 @@ def lay_out(rows: Corpus, tokenizer: PreTrainedTokenizerBase, choices: Choices, 
         raise DataError(
             f"{where}: none of the {len(rows):,} conversations can be used: "
             f"{len(trained.dropped):,} have more than {max_length} tokens, {len(trained.faults):,} are refused by the "
-            "chat template; raise data.max_length, set text.too_long: shorten, or name another text.template"
+            f"chat template; {remedy(speech.too_long)}"
         )
     kept = take(rows, trained.ids)
     written = _as_written(kept.content, template)
     lost = {"too long": len(trained.dropped), "refused by the chat template": len(trained.faults)}
     notes = [f"chat template {name}: {trained.told()}"]
+    if trained.dropped:
+        notes.append(_of_length(len(trained.dropped), len(rows), max_length, speech.too_long))
     return LaidOut(
         corpus(
             replace(written, trained=trained.rows, scored=scored),
             kept.where,
             texts=kept.texts,
+            groups=kept.groups,
             origins=kept.origins,
             columns=kept.columns,
             notes=kept.notes,
@@ -218,7 +228,25 @@ def lay_out(rows: Corpus, tokenizer: PreTrainedTokenizerBase, choices: Choices, 
         {reason: count for reason, count in lost.items() if count},
         notes,
         choices,
+        unfit=len(trained.dropped),
+        shortened=len(trained.shortened),
     )
+
+
+def _of_length(dropped: int, rows: int, max_length: int, too_long: str) -> str:
+    remedy = "set text.too_long: shorten, which cuts prompts, or " if too_long == "drop" else ""
+    what = "" if too_long == "drop" else " even without their prompts"
+    return (
+        f"too long: {dropped:,} of {rows:,} conversations ({dropped / rows:.0%}) have more than {max_length:,} tokens"
+        f"{what} and are in no split, test included; to keep them, {remedy}raise data.max_length "
+        "where the model takes more"
+    )
+
+
+def remedy(too_long: str) -> str:
+    """Say what to do where no row can be used; too_long: as the recipe says."""
+    cut = "" if too_long == "shorten" else " set text.too_long: shorten,"
+    return f"raise data.max_length,{cut} or name another text.template"
 
 
 def _prompts(rows: Corpus, template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], ...]:

@@ -15,10 +15,11 @@ from finesmith.data.supervised import UNSUPERVISED, Supervised
 from finesmith.errors import DataError, UserError
 from finesmith.tasks import compared_answers
 from finesmith.tasks.compared_answers import Compared
-from finesmith.tasks.corpus import Baseline, Choices, Corpus, Encoded, LaidOut, Outcome, Reading, Speech
+from finesmith.tasks.corpus import Answers, Baseline, Choices, Corpus, Encoded, LaidOut, Outcome, Reading, Speech
 from finesmith.tasks.language import LanguageTask, targets_by_row
 from finesmith.tasks.preference_losses import UNNAMED, Objective
 from finesmith.tasks.preference_rivals import Judged, Sides, answers, fit_rival, halved, signs, zeros
+from finesmith.tasks.writing import token_ids
 
 if TYPE_CHECKING:
     import torch
@@ -184,18 +185,20 @@ class Preferences(LanguageTask):
 
     def encode(self, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
         """Return the tokens of rows that were laid out: both answers of a pair are one row."""
-        del tokenizer
+        from finesmith.data.chat_template import own_template
+
         self.require_known(corpus)
         content: Compared = corpus.content
         sequences = content.sequences
         assert sequences is not None, "rows are laid out first"
+        told = Answers(token_ids(own_template(tokenizer.chat_template, tokenizer).stops, tokenizer))
         if content.good is None:
             rows = Supervised(sequences.tokens, sequences.offsets[::2], sequences.targets)
-            return Encoded(rows, rows.lengths(), Sides(sequences))
+            return Encoded(rows, rows.lengths(), Sides(sequences), answers=told)
         import numpy as np
 
         other = compared_answers.mismatch(sequences, max_length)
-        return Encoded(sequences, sequences.lengths(), Sides(sequences, np.array(content.good), other))
+        return Encoded(sequences, sequences.lengths(), Sides(sequences, np.array(content.good), other), answers=told)
 
     def begin(self, network: TokenNetwork, encoded: Encoded, *, cache: Path | None, key: str) -> Encoded:
         """Return rows with the log-probabilities of their answers before tuning, from the cache where they are."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from finesmith.errors import DataError, ModelError
 from finesmith.recipe import ADAPTERS, LANGUAGE
 from finesmith.run import read_json
-from finesmith.tasks.corpus import Outcome, Reading
+from finesmith.tasks.corpus import Outcome, Reading, groups_of
 from finesmith.tasks.language import LanguageTask
 from finesmith.workflows.about import LONGEST, damaged, keep_evaluation
 
@@ -202,7 +202,8 @@ def evaluate(
     given, corpus = len(corpus) + sum(corpus.lost.values()), model.laid_out(corpus)
     encoded, outcome = model.answer(corpus, _counting(progress, len(corpus)))
     measured = model.task.measure(corpus, encoded, outcome)
-    scores = {name: interval(one, corpus.groups) for name, one in measured.items()}
+    answered = model.task.answered(outcome)
+    scores = {name: interval(one, groups_of(corpus, len(one), answered)) for name, one in measured.items()}
     result = {
         "data": Path(source).name,
         "examples": len(corpus),

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finesmith.tasks.corpus import Corpus, Encoded, Outcome
+from finesmith.tasks.corpus import Corpus, Encoded, Outcome, groups_of
 from finesmith.types import SPLITS, Score, Split
 from finesmith.workflows.compare import write_next
 from finesmith.workflows.language.baselines import Fitted, strongest, untouched
@@ -52,7 +52,10 @@ def compare(
     outcomes = {split: task.answer(setup.network, encoded[split]) for split in SPLITS}
     measured = {split: task.measure(corpora[split], encoded[split], outcomes[split]) for split in SPLITS}
     scores: dict[str, Any] = {
-        split: score_all(recipe, measured[split], corpora[split], exactly=split == "train") for split in SPLITS
+        split: score_all(
+            recipe, measured[split], corpora[split], task.answered(outcomes[split]), exactly=split == "train"
+        )
+        for split in SPLITS
     }
     scores["details"] = task.details(test, outcomes["test"])
     scores["by_source"] = {
@@ -63,7 +66,8 @@ def compare(
     for split in SPLITS:
         _write_predictions(recipe, run, data, split, corpora[split], outcomes[split])
     rivals = _score_baselines(recipe, run, data, setup, baselines, corpora, encoded)
-    verdict = _judge(recipe, data, setup, baselines, rivals, trained, measured, scores, test)
+    groups = groups_of(test, len(measured["test"][setup.metric]), task.answered(outcomes["test"]))
+    verdict = _judge(recipe, data, setup, baselines, rivals, trained, measured, scores, groups)
     run.write_json("verdict.json", verdict.to_json())
     write_next(recipe, run, _evidence(recipe, data, setup, baselines, trained, verdict, scores))
     return verdict.to_json(), Opened(test, encoded["test"], outcomes["test"])
@@ -100,7 +104,12 @@ def _by_source(
 
 
 def score_all(
-    recipe: Recipe, measured: Mapping[str, Measurement], corpus: Corpus, *, exactly: bool = False
+    recipe: Recipe,
+    measured: Mapping[str, Measurement],
+    corpus: Corpus,
+    answered: Ints | None,
+    *,
+    exactly: bool = False,
 ) -> dict[str, Any]:
     """Return every metric with its interval; `exactly`: without one, as on training data, where it means nothing."""
     found: dict[str, Any] = {}
@@ -108,7 +117,7 @@ def score_all(
         if exactly:
             found[name] = None if one.value is None else asdict(Score(one.value))
         else:
-            found[name] = _with_interval(recipe, one, corpus.groups)
+            found[name] = _with_interval(recipe, one, groups_of(corpus, len(one), answered))
     return found
 
 
@@ -152,7 +161,7 @@ def _score_baselines(
         for split in ("validation", "test"):
             outcome = each.baseline.answer(corpora[split], encoded[split])
             measured = data.task.measure(corpora[split], encoded[split], outcome)
-            found[split] = score_all(recipe, measured, corpora[split])
+            found[split] = score_all(recipe, measured, corpora[split], data.task.answered(outcome))
         if data.task.speaks and not recipe.output.redact:
             answered[each.title] = data.task.columns(corpora["test"], outcome, quote=True)["prediction"]
         seconds = each.seconds + time.perf_counter() - began
@@ -173,7 +182,7 @@ def _judge(
     trained: Trained,
     measured: Mapping[Split, Mapping[str, Measurement]],
     scores: Mapping[str, Any],
-    test: Corpus,
+    groups: Sequence[str] | None,
 ) -> Verdict:
     from finesmith.evaluate.verdict import judge_measured, overfitting
 
@@ -190,7 +199,7 @@ def _judge(
         baseline_seconds={title: seconds for title, (_, seconds) in rivals.items()},
         tuned_seconds=trained.seconds,
         overfitting=gap,
-        groups=test.groups,
+        groups=groups,
         seed=recipe.train.seed,
         resamples=recipe.evaluate.bootstrap_samples,
     )

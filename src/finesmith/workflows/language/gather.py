@@ -10,7 +10,7 @@ from finesmith.data.sources import refuse_twice
 from finesmith.discreet import discreet
 from finesmith.errors import DataError, RunError
 from finesmith.recipe import replace as replace_keys
-from finesmith.tasks.corpus import Choices, Contrast, Corpus, Reading, Speech
+from finesmith.tasks.corpus import Choices, Contrast, Corpus, LaidOut, Reading, Speech
 from finesmith.tasks.language import LanguageTask
 from finesmith.tasks.preference_losses import Objective
 from finesmith.types import SPLITS, Examples, Finding, Split
@@ -64,8 +64,8 @@ class Gathered:
     """Rows ready for a model.
 
     corpora: train and validation (test only in `test`, sealed); ids: int64, those of the rows of each split; mixture:
-    which source each row is of; places: the place of each id, for messages; too_long: how many rows of all splits were
-    left out for their length; why: the reason for each inferred recipe key.
+    which source each row is of; places: the place of each id, for messages; why: the reason for each inferred recipe
+    key; unfit: how many rows were left out because their answer is too long.
     """
 
     task: LanguageTask
@@ -75,9 +75,9 @@ class Gathered:
     mixture: Mixture
     places: Sequence[str]
     max_length: int
-    too_long: int
     summary: dict[str, Any]
     why: dict[str, str]
+    unfit: int = 0
 
 
 def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, longest: int) -> Gathered:
@@ -142,7 +142,12 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
         "split_notes": notes,
         "mixture": mixture.counted(recipe, positions),
         "max_length": limit[0],
-        "tokens": {**tokens.summary(), **_truncated(kind, tokens, limit[0]), "added_words": []},
+        "tokens": {
+            **tokens.summary(),
+            **_truncated(kind, tokens, limit[0]),
+            **_shortened(laid, limit[0]),
+            "added_words": [],
+        },
     }
     run.write_json("data.json", summary)
     split_of = dict(zip(kept.tolist(), splits, strict=True))
@@ -157,9 +162,20 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
         places=corpus.where,
         max_length=limit[0],
         summary=summary,
-        too_long=laid.lost.get("too long", 0) if laid is not None else 0,
         why={} if recipe.data.max_length is not None else {"data.max_length": limit[1]},
+        unfit=0 if laid is None else laid.unfit,
     )
+
+
+def _shortened(laid: LaidOut | None, longest: int) -> dict[str, Any]:
+    """Return what the data page tells of rows that were cut before their bare texts were counted."""
+    if laid is None or not laid.shortened:
+        return {}
+    return {
+        "max_length": longest,
+        "truncated_rows": laid.shortened,
+        "truncated_share": laid.shortened / len(laid.kept),
+    }
 
 
 def reading_of(recipe: Recipe) -> Reading:

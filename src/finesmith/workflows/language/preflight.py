@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from finesmith.models.token_heads import TokenNetwork
     from finesmith.recipe import Recipe
     from finesmith.run import Run
-    from finesmith.tasks.corpus import Answers, Encoded
+    from finesmith.tasks.corpus import Encoded
     from finesmith.train.adamw import Optimizer
     from finesmith.types import Batch
     from finesmith.workflows.language.gather import Gathered
@@ -66,17 +66,18 @@ def looks(recipe: Recipe, data: Gathered, setup: Setup) -> Iterator[Probed]:
     yield from _labels(data, encoded)
     yield probes.leakage(_shared(data), kept=recipe.data.audit.leakage == "keep")
     yield probes.base_weights(report.loaded, report.missing, len(report.unexpected))
-    if data.task.kind == "embedding":
-        # What is learnt of whole texts: no token has a target of its own.
-        yield rows.one_beginning(encoded.rows.tokens, encoded.rows.offsets, beginning_of(tokenizer))
-    else:
-        yield from rows.look_at_rows(
-            encoded.rows,
-            _answers(data, encoded),
-            causal=data.task.kind == "causal" and type(data.task).loss is LanguageTask.loss,
-            beginning=beginning_of(tokenizer),
-            decode=None if labels else lambda ids: str(tokenizer.decode(list(ids))),
-        )
+    answers = encoded.answers
+    if answers is not None and data.unfit:
+        others = sum(len(data.ids[name]) for name in SPLITS[1:])
+        answers = replace(answers, lost=data.unfit, others=others)
+    yield from rows.look_at_rows(
+        encoded.rows,
+        answers,
+        causal=data.task.kind == "causal" and type(data.task).loss is LanguageTask.loss,
+        beginning=beginning_of(tokenizer),
+        decode=None if labels else lambda ids: str(tokenizer.decode(list(ids))),
+        told=data.task.kind != "embedding",
+    )
     if labels is not None:
         halved = int((encoded.rows.lengths() * 2 < encoded.lengths).sum())
         yield rows.answers_survive(encoded.rows, 0, halved)
@@ -89,14 +90,6 @@ def looks(recipe: Recipe, data: Gathered, setup: Setup) -> Iterator[Probed]:
         lambda: smallest_change(recipe, setup, lengths, output_width(network, data.task)),
     )
     yield learning_rate(recipe, setup, data.task.rate_scale)
-
-
-def _answers(data: Gathered, encoded: Encoded) -> Answers | None:
-    """Return what is known of answers, with how many rows like those of train were left out for their length."""
-    if encoded.answers is None:
-        return None
-    kept = sum(map(len, data.ids.values()))
-    return replace(encoded.answers, lost=round(data.too_long * len(data.ids["train"]) / kept))
 
 
 def _labels(data: Gathered, encoded: Encoded) -> Iterator[Probed]:
@@ -131,10 +124,15 @@ def trials(recipe: Recipe, data: Gathered, setup: Setup) -> Iterator[Probed]:
     yield found
     if not found.passed:
         return
+    # Neither kind has a head of its own to train, unless the task has labels.
+    weak = recipe.method.name in ("ia3", "prompt") and data.task.labels is None
+    fall = trials.LEAST_FALL if weak else trials.FALL
     if type(data.task).loss is not LanguageTask.loss:
         # A loss of pairs or of whole batches: rows cannot be taken apart, and no target has a probability of its own.
         few = longest(data, setup)
-        yield trials.tiny_batch_learnt(module, loss_sum, lambda _: few, len(few.lengths), setup.learning_rate)
+        yield trials.tiny_batch_learnt(
+            module, loss_sum, lambda _: few, len(few.lengths), setup.learning_rate, fall=fall, alone=False
+        )
         return
     make, count = _few(data, setup)
     singles = [batch for batch in (make([place]) for place in range(count)) if _told(batch)]
@@ -150,7 +148,7 @@ def trials(recipe: Recipe, data: Gathered, setup: Setup) -> Iterator[Probed]:
 
     yield trials.neighbours_apart(module, answers, make, count)
     yield trials.alone_and_together(module, answers, make, count)
-    yield trials.tiny_batch_learnt(module, loss_sum, make, count, setup.learning_rate)
+    yield trials.tiny_batch_learnt(module, loss_sum, make, count, setup.learning_rate, fall=fall)
     if network.kind == "causal" and not network.prompt:
         yield _generation(setup)
     if (
