@@ -1,6 +1,6 @@
 """Clean runs of real weights on real rows: the bundled encoder on the bundled sample, a small Llama on word problems.
 
-    python bench/gauntlet.py --shared FOLDER --only real      # FOLDER holds data/gsm8k and models/stories260K
+python bench/gauntlet.py --shared FOLDER --only real      # FOLDER holds data/gsm8k and models/stories260K
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from language_jobs import write_rows
+
 import finesmith
 from gauntlet import REMOVED, Case
-from language_jobs import write_rows
 
 USUAL = {"train.learning_rate": REMOVED, "train.batch_size": REMOVED, "train.micro_batch_size": REMOVED,
          "model.dropout": REMOVED}  # fmt: skip
