@@ -73,14 +73,14 @@ def preferred(count: int = 80) -> list[dict[str, Any]]:
 
 
 def write_chat(folder: Path, *, template: str | None = None, change: Any = None, bos: bool = True) -> Path:
-    """Write a tiny Llama that reads 256 tokens; `change` gets its tokenizer before it is saved."""
+    """Write a tiny Llama that reads 512 tokens; `change` gets its tokenizer before it is saved."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from tiny import bert_tokenizer
 
     tokenizer: Any = bert_tokenizer()
-    tokenizer.eos_token, tokenizer.model_max_length = "[SEP]", 256
+    tokenizer.eos_token, tokenizer.model_max_length = "[SEP]", 512
     if bos:
         tokenizer.bos_token = "[CLS]"
     tokenizer.chat_template = template
@@ -89,7 +89,7 @@ def write_chat(folder: Path, *, template: str | None = None, change: Any = None,
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=256, bos_token_id=2, eos_token_id=3, pad_token_id=0,
+        max_position_embeddings=512, bos_token_id=2, eos_token_id=3, pad_token_id=0,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -292,9 +292,8 @@ TEMPLATES: dict[str, dict[str, str]] = {
         f"{ASK}",
     },
     "asked otherwise than trained": {
-        "a word more when it asks": f"{{{{ bos_token }}}}{{% if add_generation_prompt %}}refund {{% endif %}}"
-        f"{EACH}{TURN}{END}"
-        f"{{% endfor %}}{ASK}",
+        "a word more when it asks": "{{ bos_token }}{% if add_generation_prompt %}refund {% endif %}"
+        f"{EACH}{TURN}{END}{{% endfor %}}{ASK}",
         "it is opened under another name": f"{{{{ bos_token }}}}{EACH}{TURN}{END}{{% endfor %}}"
         "{% if add_generation_prompt %}model :{% endif %}",
         "a beginning in training alone": "{% if not add_generation_prompt %}{{ bos_token }}{% endif %}"

@@ -22,7 +22,16 @@ CLEAN = (
     "words added",
     "sentences of two words",
     "short pieces that overlap",
+    "ShareGPT with tools",
+    "shortened, loss on all",
+    "some dropped as too long",
+    "kto, lora",
+    "labelled, lora, batches of 4",
+    "ia3 at 1e-2",
+    "two sources, 5 to 1",
 )
+# Faults of written answers that no probe but one sees.
+WRITTEN = ("most rows dropped, loss on all", "answers: weight 0", "a template without one")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +45,7 @@ def gauntlet() -> Iterator[ModuleType]:
     spec.loader.exec_module(module)
     yield module
     sys.path[:] = path
-    for name in {"gauntlet", "gauntlet_faults", "gauntlet_chat"} - before:
+    for name in {"gauntlet", "gauntlet_faults", "gauntlet_chat", "gauntlet_written"} - before:
         sys.modules.pop(name, None)
 
 
@@ -53,7 +62,7 @@ def faults() -> list[str]:
 
     text = "".join((BENCH / f"gauntlet_{name}.py").read_text("utf-8") for name in ("faults", "chat"))
     calls = re.findall(r'(?:put|file_fault|plan_fault)\(\s*"([^"]+)"', text)
-    return sorted({*calls, "resumed otherwise"})
+    return sorted({*calls, "asked otherwise than trained", "resumed otherwise"})
 
 
 @pytest.mark.parametrize("fault", faults())
@@ -65,6 +74,14 @@ def test_every_fault_is_caught(fault: str, gauntlet: ModuleType, world: Any) -> 
     case = cases[len(fault) % len(cases)]
     found = gauntlet.run([case], world)
     assert found[0], f"{case.task}: {case.variant}"
+
+
+@pytest.mark.parametrize("variant", WRITTEN)
+def test_a_fault_of_instructions_is_caught(variant: str, gauntlet: ModuleType, world: Any) -> None:
+    import gauntlet_faults
+
+    case = next(case for case in gauntlet_faults.FAULTS if case.variant == f"written: {variant}")
+    assert gauntlet.run([case], world)[0]
 
 
 @pytest.mark.parametrize("variant", CLEAN)

@@ -7,6 +7,7 @@ import pytest
 
 from finesmith.data.supervised import Supervised
 from finesmith.guards import rows as probes
+from finesmith.tasks.corpus import Answers
 
 BOS, EOS = 1, 2
 
@@ -100,6 +101,30 @@ def test_other_prompts_at_inference_are_found() -> None:
 @pytest.mark.parametrize(("lost", "cut", "passed"), [(0, 0, True), (2, 0, True), (3, 0, False), (1, 2, False)])
 def test_answers_lost_to_truncation_are_found(lost: int, cut: int, passed: bool) -> None:
     assert probes.answers_survive(GOOD, lost, cut, bare=0).passed == passed
+
+
+def test_rows_of_other_splits_count_with_those_left_out() -> None:
+    # Of all splits 3 of 7 rows were left out, though more than training kept.
+    found = probes.answers_survive(GOOD, 3, 0, bare=0, others=2)
+    assert found.passed
+    assert found.evidence == "4 of 7 rows keep their answer whole; 3 left out"
+
+
+def test_lost_answers_are_found_where_all_tokens_are_supervised() -> None:
+    def names(lost: int) -> list[str]:
+        answers = Answers((EOS,), whole=True, lost=lost)
+        found = probes.look_at_rows(GOOD, answers, causal=True, beginning=BOS, decode=None)
+        return [one.name for one in found if one.name == "answers survive" and not one.passed]
+
+    assert names(9) == ["answers survive"]
+    assert not names(1)
+
+
+def test_rows_without_targets_of_their_own_are_not_asked_for_them() -> None:
+    rows = supervised(([BOS, 5, 6], [0, 0, 0]))
+    found = list(probes.look_at_rows(rows, None, causal=False, beginning=BOS, decode=None, told=False))
+    assert [one.name for one in found] == ["beginning of text"]
+    assert found[0].passed
 
 
 def test_a_row_without_an_answer_is_found_where_each_has_one() -> None:

@@ -27,6 +27,7 @@ from finesmith.models.native_config import NativeConfig, config_of, native_confi
 from finesmith.models.native_tokenizer import NativeTokenizer, native_tokenizer
 from finesmith.models.save import save_classifier, save_features
 from finesmith.types import Batch
+from finesmith.workflows.preflight import beginning_of
 
 WANTED: dict[str, Any] = {
     "outputs": 3, "problem": "single_label_classification", "labels": ("a", "b", "c"), "seed": 0,
@@ -543,6 +544,14 @@ def test_the_bundled_tokenizer_makes_the_ids_of_transformers(bundled: Path, shar
     assert type(native) is NativeTokenizer
     texts, others = [*rows[:2000], *NASTY], [*rows[-2000:], *OTHERS]
     assert all_of(native, texts, others) == all_of(load_tokenizer(base), texts, others)
+
+
+def test_the_native_tokenizer_knows_how_texts_begin_and_end(bundled: Path) -> None:
+    base = find("default")
+    native, usual = native_tokenizer(base), load_tokenizer(base)
+    assert isinstance(native, NativeTokenizer)
+    assert (native.bos_token_id, native.eos_token_id) == (usual.bos_token_id, usual.eos_token_id)
+    assert beginning_of(native) == beginning_of(usual) == usual.cls_token_id  # type: ignore[arg-type]
 
 
 def test_a_saved_native_tokenizer_is_that_of_transformers(bundled: Path, tmp_path: Path) -> None:

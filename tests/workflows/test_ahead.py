@@ -194,7 +194,7 @@ def test_a_run_records_the_same(job: Job, whole: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_told_late_follows_the_first_step_and_stands_in_the_report(whole: Path) -> None:
-    told = [event["event"] for event in events(whole)]
+    told = [event["event"] for event in events(whole) if event["event"] != "preflight"]
     first = told.index("step")
     assert told[first : first + 5] == ["step", "audit", "audit", "audit", "step"]
     assert audits(whole) == LATE
@@ -273,13 +273,13 @@ def test_a_fault_of_ours_is_told_alike(job: Job, tmp_path: Path) -> None:
 # The process that prepares the data writes its number and waits.
 WAITS = """
 import finesmith.workflows.prepare as prepare
-refuse = prepare._refuse_tiny
+refuse = prepare.refuse_tiny
 def waits(*values):
     if not Path({path!r}).exists():
         Path({path!r}).write_text(str(os.getpid()))
         time.sleep(60)
     refuse(*values)
-prepare._refuse_tiny = waits
+prepare.refuse_tiny = waits
 """
 
 
@@ -325,7 +325,7 @@ def test_the_other_process_is_killed(moment: str, job: Job, tmp_path: Path) -> N
     out = tmp_path / "run"
     die = "os.kill(os.getpid(), signal.SIGKILL) if os.getpid() != main else None"
     places = {
-        "preparing": f"import finesmith.workflows.prepare as p; p._refuse_tiny = lambda *_: {die}",
+        "preparing": f"import finesmith.workflows.prepare as p; p.refuse_tiny = lambda *_: {die}",
         "the rest of the audit": f"os.nice = lambda _: {die}",
     }
     status, _, err = ended(job.tune(out, first=places[moment]))

@@ -74,21 +74,26 @@ def some_trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
-def finite_on_longest(module: nn.Module, loss_sum: LossSum, longest: Sequence[Batch]) -> Probed:
-    """Check that loss and gradient are finite on the longest sequences, in the precision of the run."""
-    units = sum(len(batch.lengths) for batch in longest)
+def finite_on_longest(
+    module: nn.Module, loss_sum: LossSum, longest: Sequence[Batch], units: int | None = None
+) -> Probed:
+    """Check that loss and gradient are finite on the longest sequences, in the precision of the run.
+
+    units: by what the sum of their losses is divided, None for their number.
+    """
+    sequences = sum(len(batch.lengths) for batch in longest)
     tokens = max(int(batch.lengths.max()) for batch in longest)
     remedy = "Try --set train.precision=float32, or look at those rows"
     with undone(module):
         module.train()
         try:
-            loss, _, _ = backward(loss_sum, longest, units, lambda _: None)
+            loss, _, _ = backward(loss_sum, longest, units or sequences, lambda _: None)
         except DivergenceError as error:
             return Probed("finite loss", False, str(error), remedy)
         norms = [float(p.grad.norm()) for p in module.parameters() if p.grad is not None]
     finite = all(math.isfinite(norm) for norm in norms)
     kind = "finite" if finite else "NON-FINITE"
-    rows = f"{kind} gradients on {units} sequences of up to {tokens} tokens"
+    rows = f"{kind} gradients on {sequences} sequences of up to {tokens} tokens"
     return Probed("finite loss", finite, f"loss {loss:.4f}, {rows}", remedy)
 
 

@@ -120,7 +120,9 @@ def trials(recipe: Recipe, data: Gathered, setup: Setup) -> Iterator[Probed]:
     network: Any = setup.network
     loss_sum = loss_of(data, setup)
     module, low = network.module, setup.device.dtype == "bfloat16"
-    found = trials.finite_on_longest(module, loss_sum, [longest(data, setup)])
+    few = longest(data, setup)
+    units = data.task.units([few])
+    found = trials.finite_on_longest(module, loss_sum, [few], units)
     yield found
     if not found.passed:
         return
@@ -129,9 +131,8 @@ def trials(recipe: Recipe, data: Gathered, setup: Setup) -> Iterator[Probed]:
     fall = trials.LEAST_FALL if weak else trials.FALL
     if type(data.task).loss is not LanguageTask.loss:
         # A loss of pairs or of whole batches: rows cannot be taken apart, and no target has a probability of its own.
-        few = longest(data, setup)
         yield trials.tiny_batch_learnt(
-            module, loss_sum, lambda _: few, len(few.lengths), setup.learning_rate, fall=fall, alone=False
+            module, loss_sum, lambda _: few, units, setup.learning_rate, fall=fall, alone=False
         )
         return
     make, count = _few(data, setup)
