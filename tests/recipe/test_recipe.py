@@ -444,7 +444,7 @@ def test_unknown_keys_get_the_nearest_valid_one(key: str, meant: str) -> None:
 
 def test_an_unknown_key_like_no_other_gets_the_list() -> None:
     told = refused({**MINIMAL, "guards": {"zzz": 1}})["guards.zzz"]
-    assert told == "unknown key guards.zzz; the keys of guards are early_stopping, patience"
+    assert told == "unknown key guards.zzz; the keys of guards are preflight, early_stopping, patience"
     assert "at the top are task, data, mask, text" in refused({**MINIMAL, "qqqq": 1})["qqqq"]
 
 

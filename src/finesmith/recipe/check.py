@@ -19,6 +19,8 @@ from finesmith.recipe.schema import Recipe
 Place = tuple[str | None, int | None]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# A list of names that is longer is counted where one of them is offered.
+LONGEST_LIST = 100
 
 
 def from_dict(tree: Mapping[str, Any]) -> Recipe:
@@ -119,6 +121,7 @@ def _explain(key: str, value: Any, kind: str, location: Sequence[int | str]) -> 
     hint = usual(key)
     if isinstance(value, str) and (close := difflib.get_close_matches(value.lower(), known.choices, 1)):
         hint = f"; did you mean {close[0]}?"
+        expected = expected if len(expected) <= LONGEST_LIST else f"one of {len(known.choices)} names"
     elif isinstance(value, (bool, int, float)) and kind == "string_type" and not known.choices:
         hint = "; if that is the text, put it in quotes"
     return f"{name} is {show(value)}, expected {expected}{hint}"

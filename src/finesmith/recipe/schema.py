@@ -27,7 +27,7 @@ def _known_encoding(value: str) -> str:
 # A task is a file: its name is known from the folder, without importing it.
 _NO_TASKS = {
     "__init__", "protocol", "language", "corpus", "documents", "dialogues", "answers", "answer_rivals", "answer_scores",
-    "writing", "losses", "contrastive", "encoded_texts", "compared_answers", "preference_losses",
+    "writing", "asked_tables", "losses", "contrastive", "encoded_texts", "compared_answers", "preference_losses",
     "preference_rivals",
 }  # fmt: skip
 _FILES_OF_TASKS = (Path(__file__).parent.parent / "tasks").glob("*.py")

@@ -62,8 +62,11 @@ def _names(path: Path) -> Sequence[str]:
             return ()
     if suffix not in (".json", ".jsonl", ".csv", ".tsv"):
         return ()
-    with path.open(encoding="utf-8", errors="replace") as file:
-        head = file.read(HEAD)
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            head = file.read(HEAD)
+    except OSError:
+        return ()  # whoever reads it all says why
     if suffix in (".csv", ".tsv"):
         names = head.partition("\n")[0].strip().split("," if suffix == ".csv" else "\t")
         return [name.strip('"\ufeff ') for name in names]
