@@ -348,8 +348,7 @@ def test_all_bad_values_are_told_at_once() -> None:
 
 def test_a_bad_item_of_a_list_is_named_with_its_place() -> None:
     told = refused({**MINIMAL, "evaluate": {"baselines": ["majority", "tf-idf"]}})["evaluate.baselines"]
-    assert told.startswith("evaluate.baselines[1] is 'tf-idf', expected majority, tfidf, features, zero_shot, ")
-    assert told.endswith("did you mean tfidf?")
+    assert told == "evaluate.baselines[1] is 'tf-idf', expected one of 14 names; did you mean tfidf?"
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,6 @@ def test_a_saved_model_that_answers_otherwise_is_not_kept(
 
     monkeypatch.setattr(save, "save_classifier", spoilt)
     with pytest.raises(FinesmithError, match="the saved model differs from the evaluated one"):
-        tuned(language.tree(story, train__epochs=1), tmp_path / "run")
+        tuned(language.tree(story, train__epochs=1, guards__preflight="tell"), tmp_path / "run")
     assert not (tmp_path / "run" / "model").exists()
     assert read(tmp_path / "run", "run.json")["state"] == "failed"

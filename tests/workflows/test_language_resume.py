@@ -111,7 +111,7 @@ def test_a_signal_finishes_the_step_and_saves(language: LanguageJobs, tmp_path: 
 
 
 def test_damaged_checkpoints_are_passed_over(language: LanguageJobs, tmp_path: Path) -> None:
-    broken = language.killed(language.tree(NER), tmp_path / "broken", "event step", 14)
+    broken = language.killed(language.tree(NER), tmp_path / "broken", "event step", 20)
     newest = max((broken / "checkpoints").glob("step-*"))
     raw = bytearray((newest / "tensors.safetensors").read_bytes())
     raw[len(raw) // 2] ^= 4

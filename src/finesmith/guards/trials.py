@@ -278,9 +278,18 @@ def _descend(
 
 
 def added_words_learn(
-    module: nn.Module, loss_sum: LossSum, batch: Batch, table: nn.Parameter, added: Sequence[int]
+    module: nn.Module,
+    loss_sum: LossSum,
+    batch: Batch,
+    table: nn.Parameter,
+    added: Sequence[int],
+    *,
+    owners: Sequence[int] | None = None,
 ) -> Probed:
-    """Check that the rows of `table` that belong to added words of a batch get a gradient."""
+    """Check that the rows of `table` that belong to added words of a batch get a gradient.
+
+    owners: the token of each row of the table, where it holds those of some tokens only.
+    """
     import torch
 
     present = sorted(set(added) & set(batch.tokens.tolist()))
@@ -288,7 +297,8 @@ def added_words_learn(
         module.eval()
         loss, _ = loss_sum(batch)
         loss.backward()  # type: ignore[no-untyped-call]
-        rows = None if table.grad is None else table.grad[torch.tensor(present, dtype=torch.long, device=table.device)]
+        places = [token if owners is None else owners.index(token) for token in present]
+        rows = None if table.grad is None else table.grad[torch.tensor(places, dtype=torch.long, device=table.device)]
         told = 0 if rows is None else int((rows != 0).any(dim=1).sum())
     return Probed(
         "added words",

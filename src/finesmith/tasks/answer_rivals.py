@@ -64,8 +64,8 @@ def few_shot(task: AnswerTask, train: Corpus, encoded: Encoded, base: Callable[[
 
     shots, rounds = task.speech.shots, _rounds(train.content.conversations)
     asked, answered = [one.content for one, _ in rounds], [two.content for _, two in rounds]
-    tried = encoded.detail.aloud[:TRIED].tolist()
-    chances = draw(asked, answered, shots, task.speech.seed, rows=max(tried, default=-1) + 1)
+    tried = range(min(TRIED, len(train)))
+    chances = draw(asked, answered, shots, task.speech.seed, rows=len(tried))
 
     def shown(corpus: Corpus, row: int, places: Sequence[int], sheet: Sheet) -> tuple[list[int], int]:
         examples = [rounds[place] for place in places]

@@ -234,11 +234,18 @@ def trials(recipe: Recipe, data: Prepared, setup: Setup, loss_tokens: int = PROB
     yield probes.tiny_batch_learnt(module, loss_sum, make, count, setup.learning_rate, softened=softened)
     if setup.added_words:
         batch, added = _with_added(data, setup), added_ids(setup)
-        table: Any = network.classifier.get_input_embeddings().weight
-        yield probes.added_words_learn(module, loss_sum, batch, table, added)
-        yield probes.survives_saving(
-            module, lambda: answers(batch), lambda: _reloaded(data, setup, batch), "saved whole and loaded again"
-        )
+        table, owners = _table_of(module, network.classifier.get_input_embeddings().weight, added)
+        yield probes.added_words_learn(module, loss_sum, batch, table, added, owners=owners)
+        if owners is None:
+            yield probes.survives_saving(
+                module, lambda: answers(batch), lambda: _reloaded(data, setup, batch), "saved whole and loaded again"
+            )
+
+
+def _table_of(module: nn.Module, whole: Any, added: Sequence[int]) -> tuple[Any, list[int] | None]:
+    """Return the vectors that are trained of added words, and their tokens where an adapter holds theirs alone."""
+    apart = [tensor for name, tensor in module.named_parameters() if ".trainable_tokens_delta." in name]
+    return (apart[0], sorted({token for token in added if token >= 0})) if apart else (whole, None)
 
 
 def learns(recipe: Recipe, data: Prepared, setup: Setup) -> Probed:
