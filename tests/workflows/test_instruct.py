@@ -52,9 +52,10 @@ def test_a_run_has_all_the_evidence(run: Path, job: dict[str, Any]) -> None:
     verdict, scores = read(run, "verdict.json"), read(run, "scores.json")
     assert verdict["metric"] == "normalised_match"
     assert {each["name"] for each in verdict["baselines"]} == {
-        "untuned base model", "untuned base model shown 3 examples", "answer of the nearest training prompt",
-        "most frequent training answer",
+        "untuned base model", "answer of the nearest training prompt", "most frequent training answer"
     }  # fmt: skip
+    skipped = {event["name"]: event["skipped"] for event in events(run, "baseline") if event["skipped"]}
+    assert "no training example fits" in skipped["few_shot"], "a model of 64 tokens has no room for one"
     untuned = next(each for each in read(run, "baselines.json") if each["name"] == "untuned base model")["scores"]
     assert scores["test"]["bits_per_byte"]["value"] < untuned["test"]["bits_per_byte"]["value"]
     if job["method"]["name"] == "full":

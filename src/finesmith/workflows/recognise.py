@@ -58,7 +58,7 @@ def _names(path: Path) -> Sequence[str]:
 
         try:
             return list(pq.read_schema(path).names)
-        except (pa.ArrowException, OSError):
+        except (pa.ArrowException, OSError, ValueError):
             return ()
     if suffix not in (".json", ".jsonl", ".csv", ".tsv"):
         return ()
