@@ -10,6 +10,7 @@ import resource
 import signal
 import stat
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -178,7 +179,9 @@ class Attack:
         global _seen, _allowed
         before = snapshot(self.place, but=[self.run, *writes])
         roots = [self.run, self.cache, Path("/dev/null"), Path(sys.prefix), *writes]
-        _allowed = tuple(os.path.realpath(root) for root in roots)
+        # The preflight saves the network once into a folder of its own and removes it.
+        scratch = str(Path(tempfile.gettempdir()).resolve() / "finesmith-probe-")
+        _allowed = (*(os.path.realpath(root) for root in roots), scratch)
         began = time.process_time()
         with _bounded(seconds, megabytes):
             _seen = []

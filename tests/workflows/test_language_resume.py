@@ -38,7 +38,9 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def go_on(language: LanguageJobs, story: str, tree: dict[str, Any], broken: Path) -> None:
     """Resume a run, or begin it again where not even its recipe was written; it must equal one never interrupted."""
-    if (broken / "recipe.yaml").exists():
+    if (broken / "run.json").exists() and read(broken, "run.json")["state"] == "finished":
+        pass  # killed after its last word
+    elif (broken / "recipe.yaml").exists():
         resume(str(broken))
     else:
         shutil.rmtree(broken)

@@ -204,7 +204,7 @@ def test_training_seconds_are_counted_once_where_it_stopped_early(runs: Runs, tm
     """Seconds of a run that stopped early were counted twice."""
     tree = with_values(
         plan(runs.folder / "classes.csv", runs.model, runs.folder / "cache"),
-        {"train.learning_rate": 0.5, "train.epochs": 6, "guards.patience": 1},
+        {"train.learning_rate": 0.5, "train.epochs": 6, "guards.patience": 1, "guards.preflight": "tell"},
     )
     folder = tuned(tree, tmp_path / "run")
     assert events(folder, "early_stop")
