@@ -89,8 +89,8 @@ def test_full_at_a_request_for_each_file(jobs: Jobs, tmp_path: Path) -> None:
             assert begun <= BEGUN or "report" in said
             continue
         about = read(run, "run.json")
-        if file == ".run.json":
-            assert read_state(run) == "interrupted", "what cannot be written there cannot say more"
+        if file in (".run.json", ".reserve"):
+            assert read_state(run) == "interrupted", "without room for last words it cannot say more"
         else:
             assert about["state"] == "failed", (file, said)
             assert "No space left on device" in about["error"]["message"]
