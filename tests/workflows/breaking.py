@@ -119,7 +119,8 @@ class Jobs:
 
 def assert_same(whole: Path, resumed: Path) -> None:
     """Compare all that two run folders record; the recipes say the same, with the same reasons."""
-    assert differences(whole, resumed) == []
+    found = differences(whole, resumed)
+    assert found == [], str(found)
     for page in ("recipe.yaml", "next-recipe.yaml"):
         here, there = (
             [line for line in (folder / page).read_text("utf-8").splitlines()[1:] if "cache:" not in line]
