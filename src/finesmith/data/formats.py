@@ -196,7 +196,7 @@ def read_parquet(path: Path, name: str) -> tuple[pa.Table, list[str]]:
 
     try:
         table = bounds.read_bounded(path, name)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = "permission denied" if isinstance(error, PermissionError) else str(error).splitlines()[0][:120]
         raise DataError(f"{name}: cannot be read as parquet ({reason}); make or copy the file again") from None
     if table.num_rows == 0:
