@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from finesmith.models.load import Base
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# What peft keeps as sets, whose order differs from process to process.
+UNORDERED = ("target_modules", "feedforward_modules", "exclude_modules", "modules_to_save")
 # What an adapter of each kind may say of itself; anything else could load code or files.
 HARMLESS: Mapping[str, Mapping[str, tuple[object, ...]]] = {
     "IA3": {"auto_mapping": (None,), "init_ia3_weights": (True, False, None)},
@@ -62,6 +64,7 @@ def save_adapter(network: Network, folder: Path) -> None:
         config.save_pretrained(folder)
     said = read_object(folder / CONFIG, SMALL_JSON)
     said["auto_mapping"] = None
+    said |= {key: sorted(said[key]) for key in UNORDERED if isinstance(said.get(key), list)}
     if is_pissa(module):
         _as_lora(module, folder / WEIGHTS)
         said |= _doubled(said)
