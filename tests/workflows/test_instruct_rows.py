@@ -89,14 +89,16 @@ def test_every_form_of_a_file_is_read_and_said(
     for name, said in forms.items():
         rows = json.loads((shared / "data" / "instruct_llamafactory" / f"{name}.json").read_text("utf-8"))
         few = {"data__train": str(tmp_path / f"{name}.json"), "model__base": base}
-        (tmp_path / f"{name}.json").write_text(json.dumps(rows[:300]), "utf-8")
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows[:150]), "utf-8")
         cut = {"text__too_long": "shorten", "text__loss": "last"} if name.startswith("glaive") else {}
+        # Of these answers most are longer than 512 tokens, which the preflight rightly stops at.
+        cut |= {"guards__preflight": "tell"} if name.startswith("kto") else {}
         run = tuned(make([], **few, **cut), tmp_path / name)
         notes = " ".join(str(event.get("message")) for event in events(run))
         assert f"conversations in the form {said}" in notes
         flow = read(run, "data.json")["flow"]
-        assert flow[0] == {"stage": "read", "rows": 300}
-        assert sum(stage["rows"] for stage in flow if stage["rows"] < 0) + 300 == sum(
+        assert flow[0] == {"stage": "read", "rows": 150}
+        assert sum(stage["rows"] for stage in flow if stage["rows"] < 0) + 150 == sum(
             stage["rows"] for stage in flow if stage["stage"] in ("train", "validation", "test")
         )
 
