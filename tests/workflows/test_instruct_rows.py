@@ -162,6 +162,27 @@ def test_conversations_are_recognised_where_nothing_else_fits(make: Callable[...
     assert "task: classification" in infer_recipe(from_dict(plan))
 
 
+@pytest.mark.parametrize(
+    ("row", "task"),
+    [({"prompt": "{0}", "chosen": "good {0}", "rejected": "bad {0}"}, "preferences"),
+     ({"prompt": "{0}", "completion": "an answer to {0}", "label": True}, "preferences"),
+     ({"anchor": "{0}", "positive": "good {0}"}, "embeddings"),
+     ({"anchor": "{0}", "positive": "good {0}", "negative": "{0} not"}, "embeddings"),
+     ({"text": "{0}", "positive": True}, "classification")],
+)  # fmt: skip
+def test_columns_that_speak_for_a_task_are_heard(
+    row: dict[str, Any], task: str, make: Callable[..., dict[str, Any]], tiny_model: Path
+) -> None:
+    rows = []
+    for number, one in enumerate(conversations(60)):
+        told = {key: value.format(one["prompt"]) if isinstance(value, str) else number % 2 == 0
+                for key, value in row.items()}  # fmt: skip
+        rows.append(told)
+    plan = make(rows) if task == "preferences" else make(rows, model__base=str(tiny_model))
+    del plan["task"], plan["evaluate"]["generated_rows"], plan["generation"], plan["evaluate"]["baselines"]
+    assert f"task: {task}" in infer_recipe(from_dict(plan))
+
+
 def test_the_template_is_the_named_one_and_goes_with_the_model(
     make: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
