@@ -198,9 +198,7 @@ def finesmith_side(setting: str, folder: Path) -> None:
     groups = optimiser.parameter_groups(network.module, learning_rate=RATE, weight_decay=0.0)
     schedule = optimiser.Schedule("constant", len(steps), 0)
     plan = loop.Plan(len(steps), len(steps), batches, 1.0, 0)
-    for step in loop.train(
-        network.module, lambda batch: token_loss(network, batch), AdamW(groups), schedule, plan
-    ):
+    for step in loop.train(network.module, lambda batch: token_loss(network, batch), AdamW(groups), schedule, plan):
         turns.step(step.loss)
 
 
