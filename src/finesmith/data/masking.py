@@ -149,7 +149,7 @@ def draw_tokens(text: MaskedText, most: int, *, seed: int) -> Ints:
     """
     import numpy as np
 
-    lengths = np.diff(np.asarray(text.tokens.offsets))
+    lengths: Ints = np.diff(np.asarray(text.tokens.offsets))
     places = np.flatnonzero(text.maskable != FIXED)
     cost = int(np.repeat(lengths, lengths)[places].sum())
     if cost <= most:

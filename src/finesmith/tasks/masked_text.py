@@ -201,7 +201,7 @@ class MaskedText(LanguageTask):
 
     def answered(self, outcome: Outcome) -> Ints | None:
         """Return the documents of which tokens were guessed one by one."""
-        return None if outcome.answers is None else outcome.answers.targets.nonzero()[0]  # type: ignore[no-any-return]
+        return None if outcome.answers is None else outcome.answers.targets.nonzero()[0]
 
     def fit_baseline(self, name: str, train: Corpus, encoded: Encoded, base: Callable[[], TokenNetwork]) -> Baseline:
         """Take the untuned model, or guess every word by how frequent its pieces are."""
