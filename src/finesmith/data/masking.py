@@ -149,7 +149,8 @@ def draw_tokens(text: MaskedText, most: int, *, seed: int) -> Ints:
     """
     import numpy as np
 
-    lengths: Ints = np.diff(np.asarray(text.tokens.offsets))
+    offsets: Ints = np.asarray(text.tokens.offsets)
+    lengths = np.diff(offsets)
     places = np.flatnonzero(text.maskable != FIXED)
     cost = int(np.repeat(lengths, lengths)[places].sum())
     if cost <= most:
