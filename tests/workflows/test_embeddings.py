@@ -184,10 +184,13 @@ def test_scored_pairs_learn_their_scores(folder: Path, tiny_model: Path, tmp_pat
     assert {name: score["value"] for name, score in again.items()} == pytest.approx(
         {name: score["value"] for name, score in scores.items()}
     )
-    [found] = predict_file(str(run), str(new), text_pair="there")
-    assert found.column("prediction").to_pylist() == pytest.approx(rows["prediction"], abs=1e-5)
+    [answers] = predict_file(str(run), str(new), text_pair="there")
+    assert answers.column("prediction").to_pylist() == pytest.approx(rows["prediction"], abs=1e-5)
     page = (run / "report.html").read_text("utf-8")
     assert "Spearman correlation" in page
+    found = check(from_dict(with_values(tree, {"train.learning_rate": 1e-3})))
+    assert found["ok"], found["probes"]
+    assert found["plan"]["metric"] == "spearman"
     with pytest.raises(RecipeError, match=r"contrast\.temperature is 0\.1"):
         tune(from_dict(with_values(tree, {"contrast.temperature": 0.1})), out=str(tmp_path / "refused"))
 

@@ -259,7 +259,7 @@ class Embeddings(LanguageTask):
     def taught(self, encoded: Encoded, batch: Batch) -> list[str] | None:
         """Return of each text of a pair or triplet which it is."""
         assert batch.targets is not None
-        names = tuple(related.ROLES.values())
+        names = ("first", "second") if self.rows == "scored pairs" else tuple(related.ROLES.values())
         return None if encoded.detail.pairs is None else [names[column] for column in batch.targets.tolist()]
 
     def loss(self, network: Encoder, encoded: Encoded, batch: Batch) -> tuple[torch.Tensor, int]:
