@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from finesmith.recipe import from_dict
 from finesmith.workflows.apply import evaluate_file, predict_file
 from finesmith.workflows.check import check
 from finesmith.workflows.tune import resume
+from plain import Plain
 from tiny import write_tiny_llama
 
 BASELINES = {
@@ -82,13 +81,12 @@ print(json.dumps(bits))
 """
 
 
-def test_plain_transformers_gives_the_same_bits_per_byte(run: Path, job: dict[str, Any]) -> None:
+def test_plain_transformers_gives_the_same_bits_per_byte(run: Path, job: dict[str, Any], plain: Plain) -> None:
     if job["task"] != "causal-text":
         pytest.skip("masked text is measured by masks of its own")
     rows = table(run / "predictions" / "test.parquet")
-    command = [sys.executable, "-c", PLAIN_LIBRARIES, str(run / "model"), json.dumps(rows["text"])]
-    out = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(out.stdout) == pytest.approx(rows["bits_per_byte"], rel=1e-4)
+    out = plain(PLAIN_LIBRARIES, str(run / "model"), json.dumps(rows["text"]))
+    assert json.loads(out) == pytest.approx(rows["bits_per_byte"], rel=1e-4)
 
 
 def pseudo(folder: Path, texts: list[str]) -> list[list[float]]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from finesmith.recipe import from_dict
 from finesmith.workflows.apply import evaluate_file, predict_file
 from finesmith.workflows.check import check, infer_recipe
 from finesmith.workflows.tune import resume
+from plain import Plain
 
 TASK = "token-classification"
 
@@ -89,23 +88,14 @@ print(json.dumps(found))
 
 @pytest.mark.filterwarnings(PEFT_WARNING)
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_plain_libraries_give_the_same_tags(method: str, run: Path, data: Path, tiny_model: Path) -> None:
+def test_plain_libraries_give_the_same_tags(method: str, run: Path, data: Path, tiny_model: Path, plain: Plain) -> None:
     if method == "lora":
         tree = language_plan(TASK, data, tiny_model, data.parent / "cache", method__name="lora", train__epochs=4)
         # The head of labels is new: without it an adapter would fit random numbers only.
         run = tuned(tree, data.parent / "lora")
     rows = table(run / "predictions" / "test.parquet")
-    command = [
-        sys.executable,
-        "-c",
-        PLAIN_LIBRARIES,
-        str(run / "model"),
-        json.dumps(rows["text"]),
-        method,
-        str(tiny_model),
-    ]
-    out = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(out.stdout) == rows["tags"]
+    out = plain(PLAIN_LIBRARIES, str(run / "model"), json.dumps(rows["text"]), method, str(tiny_model))
+    assert json.loads(out) == rows["tags"]
 
 
 def test_predicting_again_gives_the_tags_of_the_run(run: Path, tmp_path: Path) -> None:

@@ -162,8 +162,12 @@ def read_scores(values: Sequence[Any], where: Sequence[str]) -> tuple[float, ...
         except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
-            said = "missing" if value is None or not str(value).strip() else f"{str(value)[:40]!r}"
-            raise DataError(f"{place}: the score is {said}, expected a number; mend or drop the row")
+            missing = value is None or not str(value).strip()
+            said = "missing" if missing else "no finite number"
+            raise DataError(
+                f"{place}: the score is {said}; expected a number; mend or drop the row",
+                quote="" if missing else repr(value),
+            )
         found.append(number)
     if found and min(found) == max(found):
         raise DataError(

@@ -148,8 +148,10 @@ def conflicts(recipe: Recipe) -> Iterator[Conflict]:
     """Yield everything wrong between the settings of a recipe whose single values are valid."""
     data, train = recipe.data, recipe.train
     for idle in _ALL:
+        if not idle.holds(recipe):
+            continue
         value, default = value_of(recipe, idle.key), value_of(_DEFAULTS, idle.key)
-        if idle.holds(recipe) and value != default:
+        if value != default:
             made = {k: v for k, v in value.items() if default.get(k) != v} if isinstance(value, dict) else value
             yield Conflict(
                 (idle.key, idle.cause),
@@ -292,7 +294,7 @@ def value_of(recipe: Recipe, key: str) -> Any:
     """Return the value under a dotted key of the schema."""
     value: Any = recipe
     for part in key.split("."):
-        value = value[part] if isinstance(value, dict) else dict(value)[part]
+        value = value[part] if isinstance(value, dict) else vars(value)[part]
     return value
 
 
