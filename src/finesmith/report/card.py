@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finesmith.report.answers import one_by_one
 from finesmith.report.folder import RunFolder, items, mapping, read, records
 from finesmith.report.format import (
     count,
@@ -308,7 +309,7 @@ def _answered(folder: RunFolder) -> str:
     told = mapping(mapping(folder.scores.get("details")).get("written"))
     rows, whole = number(told.get("rows")), number(told.get("of"))
     if rows is None or whole is None or rows >= whole:
-        return ""
+        return one_by_one(folder)
     return (
         f"Answers were written to {count(rows)} of the {count(whole)} test rows; bits per byte and perplexity are of "
         "all of them."

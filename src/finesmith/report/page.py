@@ -253,7 +253,7 @@ def _score_table(folder: RunFolder) -> dict[str, Any] | None:
             for name, cell in zip(names, cells, strict=True)
         ]
         rows.append((title, shown, is_tuned))
-    return {"metrics": [metric_name(name) for name in names], "rows": rows}
+    return {"metrics": [metric_name(name) for name in names], "rows": rows, "note": answers.one_by_one(folder)}
 
 
 def key_figures(folder: RunFolder) -> list[dict[str, str]]:
