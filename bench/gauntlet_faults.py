@@ -110,7 +110,7 @@ put(
     },
 )  # fmt: skip
 put(
-    "targets shifted twice, or not", ("causal-text",),
+    "targets shifted twice, or not", ("causal-text", "instruct"),
     {"twice": targets(rolled(-1)), "not at all": targets(rolled(1)), "by three": targets(rolled(-2))},
 )  # fmt: skip
 put(
@@ -404,7 +404,7 @@ def begin_by(how: str) -> Loaded:
 
 
 put(
-    "padding side in generation", ("causal-text",),
+    "padding side in generation", ("causal-text", "instruct"),
     {how: begin_by(how) for how in ("on the right", "on the left, without a mask", "by repeating the prompt")},
 )  # fmt: skip
 put(
