@@ -136,6 +136,7 @@ def set_up(
         tokens = tokenize(data.examples.texts, data.examples.pairs, tokenizer, max_length=max_length, cache=cache)
     run.write_json("data.json", {**data.summary, "tokens": {**tokens.summary(), "added_words": words}})
     options = _apply_method(recipe, network, added.rows if added else ())
+    prepare_blocks(recipe, network)
     if device.device == "cpu":
         quicken_dropout(network.module)
         keep_gradients(network.module)
@@ -298,6 +299,14 @@ def _metric(recipe: Recipe, data: Prepared, why: dict[str, str]) -> str:
 NEEDS_CONTRAST = frozenset({"auroc", "mcc", "spearman", "pearson", "r2"})
 
 
+def prepare_blocks(recipe: Recipe, network: Network) -> None:
+    """Do to the blocks of a network what the recipe asks for, once the method has put in what it adds."""
+    if recipe.train.activation_checkpointing:
+        from finesmith.models.blocks import recompute_blocks
+
+        recompute_blocks(network)
+
+
 def peak_learning_rate(recipe: Recipe, report: LoadReport, why: dict[str, str], scale: float = 1.0) -> float:
     """Return the learning rate that the recipe names, or the default of method and size, with the reason in `why`.
 
@@ -368,13 +377,14 @@ def memory_shape(recipe: Recipe, network: Network, output_width: int) -> Shape:
     from finesmith.train.memory import shape_of
 
     parameters = [(p.numel(), p.requires_grad) for p in network.module.parameters()]
-    return shape_of(
+    shape = shape_of(
         network.classifier.config,
         parameters=sum(n for n, _ in parameters),
         trainable=sum(n for n, on in parameters if on),
         output_width=output_width,
         adapter_width=adapting.kept_per_token(recipe, network),
     )
+    return replace(shape, recomputed=recipe.train.activation_checkpointing)
 
 
 PATHS = ("data.train", "data.validation", "data.test", "model.base")
@@ -423,6 +433,7 @@ def model_facts(
         "method_options": dict(options),
         "attention": {"kind": "ragged" if network.ragged else "padded", "why": network.why},
         "precision": device.dtype,
+        "activation_checkpointing": network.recompute,
         "device": asdict(device),
         "pooling": pooling,
         "dropout": dropout_of(network),
