@@ -105,7 +105,8 @@ def test_classifiers_give_the_same_bits(name: str, dropout: float, attention: st
 @pytest.mark.parametrize("attention", ["auto", "padded"])
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize(
-    ("kind", "name"), [("causal", "llama"), ("causal", "qwen2"), ("causal", "gpt2"), ("masked", "bert"), ("token", "bert")]
+    ("kind", "name"),
+    [("causal", "llama"), ("causal", "qwen2"), ("causal", "gpt2"), ("masked", "bert"), ("token", "bert")],
 )
 def test_losses_of_tokens_give_the_same_bits(
     kind: Any, name: str, dropout: float, attention: Any, runs: list[int]
@@ -151,8 +152,8 @@ def test_long_texts_and_frozen_layers(runs: list[int]) -> None:
 
 SEQ2SEQ = {
     "t5": T5Config(
-        vocab_size=101, d_model=24, d_kv=8, d_ff=48, num_layers=2, num_heads=3, decoder_start_token_id=0, pad_token_id=0,
-        dropout_rate=0.2,
+        vocab_size=101, d_model=24, d_kv=8, d_ff=48, num_layers=2, num_heads=3, decoder_start_token_id=0,
+        pad_token_id=0, dropout_rate=0.2,
     ),
     "bart": BartConfig(
         vocab_size=101, d_model=24, encoder_layers=2, decoder_layers=2, encoder_attention_heads=3,
@@ -193,7 +194,7 @@ def test_bfloat16_under_autocast_gives_the_same_bits() -> None:
 
 def test_a_model_without_layers_is_refused() -> None:
     model: Any = torch.nn.Linear(2, 2)
-    with pytest.raises(ModelError, match="leave train.activation_checkpointing at false"):
+    with pytest.raises(ModelError, match=r"leave train\.activation_checkpointing at false"):
         recompute_blocks(Network(model, model, None, False, "", 0))  # type: ignore[arg-type]
 
 

@@ -163,15 +163,13 @@ def test_when_it_is_chosen(change: dict[str, Any], used: bool, monkeypatch: pyte
     monkeypatch.setattr(varlen, "largest_gap", lambda *_: 0.0)
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     tensor: Any = SimpleNamespace(device=torch.device(how["device"]), dtype=how["dtype"], shape=(1, 2, 9, how["width"]))
-    kernel = varlen.kernel_for(
-        tensor, tensor, tensor, dropout=how["dropout"], single=how["single"], window=how["window"]
-    )
+    kernel = varlen.kernel_for(tensor, tensor, dropout=how["dropout"], single=how["single"], window=how["window"])
     assert (kernel is not None) == used
     # Under autocast float32 comes in and two-byte numbers go to the kernel.
     if how["dtype"] == torch.float32:
         monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: True)
         monkeypatch.setattr(torch, "get_autocast_dtype", lambda _: HALF)
-        assert varlen.kernel_for(tensor, tensor, tensor, dropout=0.0, single=False, window=None) is not None
+        assert varlen.kernel_for(tensor, tensor, dropout=0.0, single=False, window=None) is not None
 
 
 def test_torch_has_the_kernel_with_these_parameters() -> None:

@@ -42,8 +42,10 @@ def again(function: Callable[..., Any], block: nn.Module, /, *given: Any, **name
 
 @dataclass(slots=True)
 class _Call:
-    """A function with its inputs, but for those at `places`, which may have gradients; returned: the form of what it
-    returns."""
+    """A function with its inputs, those at `places`, which may have gradients, left out.
+
+    returned: the form of what it returns.
+    """
 
     function: Callable[..., Any]
     leaves: list[Any]

@@ -119,10 +119,10 @@ def ragged_attention(
         key = key.repeat_interleave(heads // kv_heads, dim=1)
         value = value.repeat_interleave(heads // kv_heads, dim=1)
     single = query.shape[2] != key.shape[2]
-    kernel = varlen.kernel_for(query, key, value, dropout=dropout, single=single, window=sliding_window)
+    kernel = varlen.kernel_for(query, value, dropout=dropout, single=single, window=sliding_window)
     if kernel is not None:
-        rule = varlen.Rule(scaling, causal, sliding_window, single)
-        return varlen.attend(kernel, query[0], key[0], value[0], ragged_layout, rule)[None], None
+        how = varlen.How(scaling, causal, sliding_window, single)
+        return varlen.attend(kernel, query[0], key[0], value[0], ragged_layout, how)[None], None
     if query.device.type == "cpu" and (torch.is_grad_enabled() or dropout):
         from finesmith.models.attend import Rule, attend
 

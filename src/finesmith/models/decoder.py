@@ -60,7 +60,7 @@ def states(model: Any, tokens_T: Tensor, layout: Layout, wanted_S: Tensor, *, re
 
     def through(layer: Any, states: Tensor, window: int | None, rows: Tensor | None, at: _Place) -> Tensor:
         run = partial(_layer, layer, wanted_S=rows, turns=at.turns, parts=at.parts[window])
-        return again(run, layer, states) if recompute else run(states)  # type: ignore[no-any-return]
+        return again(run, layer, states) if recompute else run(states)
 
     *lower, top = zip(body.layers, windows, strict=True)
     if lower:

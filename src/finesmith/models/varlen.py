@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ Kernel = Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class How:
     """How to attend. window: |i - j| < window; single: whether each sequence has one query, which sees all of it."""
 
     scaling: float | None
@@ -34,12 +34,10 @@ class Rule:
     single: bool
 
 
-def kernel_for(
-    query: Tensor, key: Tensor, value: Tensor, *, dropout: float, single: bool, window: int | None
-) -> Kernel | None:
+def kernel_for(query: Tensor, value: Tensor, *, dropout: float, single: bool, window: int | None) -> Kernel | None:
     """Return the kernel where it can compute this: a GPU, two-byte numbers, no dropout; otherwise None.
 
-    query, key and value: [1, H, T, D].
+    query and value: [1, H, T, D].
     """
     import torch
 
@@ -50,7 +48,7 @@ def kernel_for(
     return None if why_not(query.device, dtype, query.shape[-1]) is not None else _kernel()
 
 
-def attend(kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, layout: Layout, rule: Rule) -> Tensor:
+def attend(kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, layout: Layout, rule: How) -> Tensor:
     """Return softmax(query key^T scaling) value within each sequence, [T, H, D], or [B, H, D] where `rule.single`.
 
     query: [H, T, D], or [H, B, D] where `rule.single`; key and value: [H, T, D], all in the type that the kernel takes
@@ -113,25 +111,23 @@ def largest_gap(kernel: Kernel, device: torch.device, dtype: torch.dtype, width:
     # As good as random, about 1 wide, and the same every time.
     wide = [(torch.sin(places * 12.9898 + step) * 43758.5453).frac() * 2 for step in range(4)]
     upper = wide.pop()
-    rules = [Rule(None, causal, window, False) for causal in (False, True) for window in (None, 4)]
-    for rule in [*rules, Rule(0.2, False, None, True)]:
+    rules = [How(None, causal, window, False) for causal in (False, True) for window in (None, 4)]
+    for rule in [*rules, How(0.2, False, None, True)]:
         asked = layout.starts if rule.single else slice(None)
         results = []
         with torch.enable_grad(), torch.autocast(device.type, enabled=False):
             for number in (dtype, torch.float32):
                 given = (wide[0][:, asked], *wide[1:])
                 leaves = [part.to(dtype).to(number).detach().requires_grad_() for part in given]
-                if number is dtype:
-                    found = attend(kernel, *leaves, layout, rule)
-                else:
-                    found = _plainly(*leaves, layout, rule)
+                run = partial(attend, kernel) if number is dtype else _plainly
+                found = run(leaves[0], leaves[1], leaves[2], layout, rule)
                 weights = upper[:, asked].transpose(0, 1).to(found.dtype)
                 results.append([found.detach(), *torch.autograd.grad((found * weights).sum(), leaves)])
         gaps += [(a.float() - b).abs().max() / b.abs().max() for a, b in zip(*results, strict=True)]
     return float(torch.stack(gaps).max())
 
 
-def _plainly(query: Tensor, key: Tensor, value: Tensor, layout: Layout, rule: Rule) -> Tensor:
+def _plainly(query: Tensor, key: Tensor, value: Tensor, layout: Layout, rule: How) -> Tensor:
     """Attend by one product over all tokens under a mask; in the shapes of `attend`."""
     import torch
 

@@ -146,9 +146,7 @@ def estimate(shape: Shape, lengths: Sequence[int], *, free: int, dtype: str, pad
         "weights": shape.parameters * (FLOAT32_BYTES + (wide if dtype == "bfloat16" else 0)),
         "gradients": shape.trainable * FLOAT32_BYTES,
         "optimiser": shape.trainable * 2 * FLOAT32_BYTES,
-        "activations": int(
-            SAFETY * tokens * (whole * per_token + entering + (3 * shape.hidden + adapters) * wide)
-        ),
+        "activations": int(SAFETY * tokens * (whole * per_token + entering + (3 * shape.hidden + adapters) * wide)),
         "attention": int(SAFETY * squares * whole * per_pair),
         # Whatever depth is trained, one layer's buffers and their gradients are alive at a time.
         "backward": int(SAFETY * (work + squares * shape.score_copies * shape.heads * 2 * wide)),
