@@ -194,7 +194,7 @@ def test_bfloat16_under_autocast_gives_the_same_bits() -> None:
 
 def test_a_model_without_layers_is_refused() -> None:
     model: Any = torch.nn.Linear(2, 2)
-    with pytest.raises(ModelError, match=r"leave train\.activation_checkpointing at false"):
+    with pytest.raises(ModelError, match=r"leave train\.activation_checkpointing and train\.compile at false"):
         recompute_blocks(Network(model, model, None, False, "", 0))  # type: ignore[arg-type]
 
 

@@ -34,7 +34,7 @@ class Network:
     values, by their names in the classifier; grouped: whether a model that is not ragged runs one length at a time,
     because padding would change what it answers; source: the base model, where finesmith's own modules run it;
     prompt: how many tuned vectors stand before every text; recompute: whether blocks are computed again on the way
-    back.
+    back; compiled: whether torch's compiler runs them while training.
     """
 
     module: nn.Module
@@ -48,6 +48,7 @@ class Network:
     source: Base | None = None
     prompt: int = 0
     recompute: bool = False
+    compiled: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -118,7 +119,8 @@ def logits(network: Network, batch: Batch) -> Tensor:
     if network.ragged:
         layout, readout = layout_of(batch.lengths), READOUTS[model.config.model_type]
         if runs_layers_itself(network):
-            states = _bert_states(model, batch, layout, first_only=True, recompute=network.recompute)
+            how = {"recompute": network.recompute, "compiled": network.compiled}
+            states = _bert_states(model, batch, layout, first_only=True, **how)
             return readout(model, states, one_each(layout))
         return readout(model, ragged_hidden(model, batch, layout), layout)
     import torch
@@ -156,7 +158,8 @@ def embed(network: Network, batch: Batch, pooling: Pooling) -> Tensor:
     model = network.classifier
     layout = layout_of(batch.lengths)
     if network.ragged:
-        return pool(ragged_hidden(model, batch, layout, recompute=network.recompute), layout, pooling)
+        how = {"recompute": network.recompute, "compiled": network.compiled}
+        return pool(ragged_hidden(model, batch, layout, **how), layout, pooling)
     import torch
 
     hidden = []
@@ -190,13 +193,15 @@ def _has_bert_layers(model: PreTrainedModel) -> bool:
     return model.config.model_type in BERT_LAYERS and not model.config.is_decoder
 
 
-def ragged_hidden(model: PreTrainedModel, batch: Batch, layout: Layout, *, recompute: bool = False) -> Tensor:
+def ragged_hidden(
+    model: PreTrainedModel, batch: Batch, layout: Layout, *, recompute: bool = False, compiled: bool = False
+) -> Tensor:
     """Run the encoder or decoder without its head on a flat batch; returns the last hidden states, [T, D].
 
-    recompute: compute layers of BERT again on the way back; those that a model calls are seen to in `blocks`.
+    recompute and compiled: as in a network, for layers of BERT; those that a model calls are seen to in `blocks`.
     """
     if _has_bert_layers(model):
-        return _bert_states(model, batch, layout, first_only=False, recompute=recompute)
+        return _bert_states(model, batch, layout, first_only=False, recompute=recompute, compiled=compiled)
     inputs = _inputs(model, batch, layout)
     options = {"use_cache": False} if model.config.model_type in DECODERS else {}
     return model.base_model(**inputs, **options, ragged_layout=layout).last_hidden_state[0]  # type: ignore[no-any-return]
@@ -212,19 +217,25 @@ def _inputs(model: PreTrainedModel, batch: Batch, layout: Layout) -> dict[str, T
     return inputs
 
 
-def _bert_states(model: Any, batch: Batch, layout: Layout, *, first_only: bool, recompute: bool) -> Tensor:
+def _bert_states(
+    model: Any, batch: Batch, layout: Layout, *, first_only: bool, recompute: bool, compiled: bool
+) -> Tensor:
     """Return the last hidden states of an encoder of BERT's layers, [T, D], or each sequence's first one only, [B, D].
 
     A head that reads nothing else needs no more of the top layer: keys and values of every token, but one query, one
     projection and one feed-forward a sequence. With six layers that saves a seventh of all products.
     """
+    import torch
+
     from finesmith.models.again import again
 
     states = model.base_model.embeddings(**_inputs(model, batch, layout))[0]
     layers = list(model.base_model.encoder.layer)
     for layer in layers:
         first = layout.starts if first_only and layer is layers[-1] else None
-        run = partial(_bert_layer, layer, layout=layout, first=first, whole=model.config.hidden_act == "gelu")
+        apart = compiled and layer.training and torch.is_grad_enabled()
+        whole = model.config.hidden_act == "gelu" and not apart
+        run = partial(_bert_layer, layer, layout=layout, first=first, whole=whole)
         states = again(run, layer, states) if recompute else run(states)
     return states  # type: ignore[no-any-return]
 

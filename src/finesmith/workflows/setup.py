@@ -138,7 +138,8 @@ def set_up(
     options = _apply_method(recipe, network, added.rows if added else ())
     prepare_blocks(recipe, network)
     if device.device == "cpu":
-        quicken_dropout(network.module)
+        if not recipe.train.compile:
+            quicken_dropout(network.module)
         keep_gradients(network.module)
     why = dict(data.why)
     metric = _metric(recipe, data, why)
@@ -216,13 +217,14 @@ def load_network(
 
 
 def _may_be_native(recipe: Recipe, device: Device) -> bool:
-    """Whether nothing in the recipe needs transformers' own modules: an adapter, added words, padding, a GPU."""
+    """Whether nothing in the recipe needs transformers' own modules: an adapter, added words, compiling, a GPU."""
     return (
         device.device == "cpu"
         and device.dtype == "float32"
         and recipe.method.name not in ADAPTERS
         and recipe.model.attention != "padded"
         and not recipe.data.domain_words
+        and not recipe.train.compile
     )
 
 
@@ -301,6 +303,10 @@ NEEDS_CONTRAST = frozenset({"auroc", "mcc", "spearman", "pearson", "r2"})
 
 def prepare_blocks(recipe: Recipe, network: Network) -> None:
     """Do to the blocks of a network what the recipe asks for, once the method has put in what it adds."""
+    if recipe.train.compile:
+        from finesmith.models.blocks import compile_blocks
+
+        compile_blocks(network)
     if recipe.train.activation_checkpointing:
         from finesmith.models.blocks import recompute_blocks
 
@@ -434,6 +440,7 @@ def model_facts(
         "attention": {"kind": "ragged" if network.ragged else "padded", "why": network.why},
         "precision": device.dtype,
         "activation_checkpointing": network.recompute,
+        "compiled": network.compiled,
         "device": asdict(device),
         "pooling": pooling,
         "dropout": dropout_of(network),
