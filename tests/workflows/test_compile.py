@@ -16,8 +16,10 @@ from finesmith.models import blocks
 from tiny import write_tiny_llama
 
 COMPILER = any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name)
-# torch's compiler imports modules of torch's own that are to be given up.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+# torch's compiler imports modules of torch's own that are to be given up, and looks at what it then warns of.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:The .grad attribute:UserWarning"
+)
 
 
 @pytest.mark.slow
