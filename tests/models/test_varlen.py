@@ -172,6 +172,20 @@ def test_when_it_is_chosen(change: dict[str, Any], used: bool, monkeypatch: pyte
         assert varlen.kernel_for(tensor, tensor, dropout=0.0, single=False, window=None) is not None
 
 
+def test_what_computes_attention_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, _ = test_families.build("llama")
+    padded, _ = test_families.build("llama", "padded")
+    assert varlen.told(padded, HALF) == "as transformers has it"
+    assert varlen.told(network, HALF) == "finesmith's own, on a CPU"
+    seen: list[Any] = []
+    monkeypatch.setattr(forward.Network, "device", torch.device("cuda", 0))
+    monkeypatch.setattr(varlen, "why_not", lambda *given: seen.append(given))
+    assert varlen.told(network, HALF) == "one variable-length call a layer, where no dropout acts in it"
+    assert seen == [(torch.device("cuda", 0), HALF, 8)]
+    monkeypatch.setattr(varlen, "why_not", lambda *_: "it takes numbers of two bytes, not float32")
+    assert varlen.told(network, torch.float32).startswith("a call for each length (it takes numbers of two bytes")
+
+
 def test_torch_has_the_kernel_with_these_parameters() -> None:
     import inspect
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from finesmith.models.attention import Layout
+    from finesmith.models.forward import Network
 
 # What flash attention computes: heads of so many numbers at most, in steps of eight.
 WIDEST, STEP = 256, 8
@@ -87,6 +88,20 @@ def why_not(device: torch.device, dtype: torch.dtype, width: int) -> str | None:
     except (ImportError, RuntimeError, TypeError, ValueError) as error:
         return f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
     return None if gap <= TOLERANCE else f"it differs by {gap:.2g} from what it should compute"
+
+
+def told(network: Network, dtype: torch.dtype) -> str:
+    """Say in a few words what computes attention when a network is trained in numbers of `dtype`."""
+    if not network.ragged:
+        return "as transformers has it"
+    if network.device.type == "cpu":
+        return "finesmith's own, on a CPU"
+    config = network.classifier.config.get_text_config()
+    width = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
+    reason = why_not(network.device, dtype, int(width))
+    if reason is not None:
+        return f"a call for each length ({reason})"
+    return "one variable-length call a layer, where no dropout acts in it"
 
 
 def _kernel() -> Kernel:

@@ -427,6 +427,11 @@ def model_facts(
     pooling: str | None,
 ) -> dict[str, Any]:
     """Return the content of `model.json`."""
+    import torch
+
+    from finesmith.models import varlen
+
+    dtype = torch.bfloat16 if device.dtype == "bfloat16" else torch.float32
     counts = [(p.numel(), p.requires_grad) for p in network.module.parameters()]
     return {
         "base": base.name,
@@ -437,7 +442,11 @@ def model_facts(
         "trainable": sum(n for n, on in counts if on),
         "method": recipe.method.name,
         "method_options": dict(options),
-        "attention": {"kind": "ragged" if network.ragged else "padded", "why": network.why},
+        "attention": {
+            "kind": "ragged" if network.ragged else "padded",
+            "why": network.why,
+            "kernel": varlen.told(network, dtype),
+        },
         "precision": device.dtype,
         "activation_checkpointing": network.recompute,
         "compiled": network.compiled,

@@ -1,4 +1,4 @@
-"""train.compile: the same losses, told in the run folder, and refused in words where it cannot be."""
+"""train.activation_checkpointing and train.compile: the same results, told in the run folder, refused in words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import events, read, tuned, with_values
+from jobs import PEFT_WARNING, differences, events, plan, read, reviews, tuned, with_values, write_csv
 from language_jobs import conversations, language_plan, write_rows
 
 from finesmith.errors import ModelError, UserError
@@ -20,6 +20,25 @@ COMPILER = any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++",
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:The .grad attribute:UserWarning"
 )
+
+
+@pytest.mark.filterwarnings(PEFT_WARNING)
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_layers_computed_again_end_with_the_same_weights(method: str, tmp_path: Path, tiny_model: Path) -> None:
+    data = write_csv(tmp_path / "reviews.csv", reviews(60))
+    tree = plan(data, tiny_model, "none", method__name=method, train__learning_rate=1e-2)
+    plain = tuned(tree, tmp_path / "plain")
+    again = tuned(with_values(tree, {"train.activation_checkpointing": True}), tmp_path / "again")
+    assert read(again, "model.json")["activation_checkpointing"] is True
+    assert read(again, "model.json")["memory"]["activations"] < read(plain, "model.json")["memory"]["activations"]
+    # The forecast changes, and the recipe is told; nothing that was learnt is another.
+    assert set(differences(plain, again)) <= {
+        "model.json",
+        "probes.json",
+        "events.jsonl",
+        "model/README.md",
+        "recipe.yaml",
+    }
 
 
 @pytest.mark.slow
