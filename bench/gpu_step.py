@@ -11,7 +11,7 @@ learnt. A step is one batch of `--rows` rows through one model, forwards, backwa
 Both sides train the same model in turns, a step each, on the same rows: finesmith lays the tokens end to end and
 computes its head where something is learnt; the other pads to the longest row and calls the model's own forward with
 torch's attention (sdpa). The losses of the first step of each, from the same weights, must agree. With checkpointing
-both compute their layers again on the way back.
+both compute their layers again on the way back; with --compile both run them through torch's compiler.
 
 tokens_per_second    real tokens; padding does not count. Medians over steps, without the first ones
 ratio                finesmith over transformers
@@ -34,6 +34,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import product
 from typing import Any
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -80,13 +81,13 @@ def batches(count: int, rows: int, vocabulary: int, longest: int, device: Any) -
     return made
 
 
-def make(shape: str, method: str, weights: str, device: str, checkpointing: bool) -> Any:
+def make(shape: str, method: str, weights: str, device: str, checkpointing: bool, compiled: bool = False) -> Any:
     """Return a network of finesmith's around a model with random weights."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from finesmith.models.adapter_kinds import add_adapter
-    from finesmith.models.blocks import recompute_blocks
+    from finesmith.models.blocks import compile_blocks, recompute_blocks
     from finesmith.models.language import choose_token_attention
     from finesmith.models.token_heads import TokenNetwork
 
@@ -104,6 +105,8 @@ def make(shape: str, method: str, weights: str, device: str, checkpointing: bool
     choose_token_attention(network, "ragged")
     if method == "lora":
         add_adapter(network, "lora", {}, seed=0, purpose="causal")
+    if compiled:
+        compile_blocks(network)
     if checkpointing:
         recompute_blocks(network)
     return network
@@ -196,7 +199,7 @@ def measure(setting: dict[str, Any], given: argparse.Namespace) -> dict[str, Any
 
     device, weights = given.device, setting["weights"]
     low = device == "cuda"
-    network = make(setting["shape"], setting["method"], weights, device, setting["checkpointing"])
+    network = make(setting["shape"], setting["method"], weights, device, setting["checkpointing"], setting["compile"])
     module = network.module.train()
     optimizer = AdamW(parameter_groups(module, learning_rate=1e-5, weight_decay=0.01))
     trained = [p for p in module.parameters() if p.requires_grad]
@@ -255,6 +258,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["1b", "8b"])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--checkpointing", choices=("off", "on", "both"), default="both")
+    parser.add_argument("--compile", choices=("off", "on", "both"), default="off")
     parser.add_argument("--weights", choices=("float32", "bfloat16"), help="default: float32, bfloat16 for 8b")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--rows", type=int, default=8, help="rows a step")
@@ -267,18 +271,21 @@ def main() -> None:
         raise SystemExit(NO_GPU)
     name = torch.cuda.get_device_name() if given.device == "cuda" else "cpu"
     found: list[dict[str, Any]] = []
-    for shape in given.shapes:
-        for method in given.methods:
-            for checkpointing in {"off": [False], "on": [True], "both": [False, True]}[given.checkpointing]:
-                weights = given.weights or ("bfloat16" if shape == "8b" else "float32")
-                setting = {"shape": shape, "method": method, "checkpointing": checkpointing, "weights": weights}
-                try:
-                    found.append(measure(setting, given))
-                except torch.OutOfMemoryError as error:
-                    found.append({**setting, "out_of_memory": str(error).splitlines()[0]})
-                print(json.dumps(found[-1]), flush=True)
-                if given.device == "cuda":
-                    torch.cuda.empty_cache()
+    ways = {"off": [False], "on": [True], "both": [False, True]}
+    for shape, method, checkpointing, compiled in product(
+        given.shapes, given.methods, ways[given.checkpointing], ways[given.compile]
+    ):
+        setting = {
+            "shape": shape, "method": method, "checkpointing": checkpointing, "compile": compiled,
+            "weights": given.weights or ("bfloat16" if shape == "8b" else "float32"),
+        }  # fmt: skip
+        try:
+            found.append(measure(setting, given))
+        except torch.OutOfMemoryError as error:
+            found.append({**setting, "out_of_memory": str(error).splitlines()[0]})
+        print(json.dumps(found[-1]), flush=True)
+        if given.device == "cuda":
+            torch.cuda.empty_cache()
     print(json.dumps({"device": name, "torch": torch.__version__, "settings": found}))
 
 
