@@ -173,6 +173,7 @@ def finesmith_side(setting: str, folder: Path) -> None:
     from finesmith.models.load import find, load_tokenizer
     from finesmith.models.token_loss import token_loss
     from finesmith.train import loop, optimiser
+    from finesmith.train.adamw import AdamW
     from finesmith.train.devices import keep_freed_memory
     from finesmith.types import Batch
 
@@ -197,9 +198,7 @@ def finesmith_side(setting: str, folder: Path) -> None:
     groups = optimiser.parameter_groups(network.module, learning_rate=RATE, weight_decay=0.0)
     schedule = optimiser.Schedule("constant", len(steps), 0)
     plan = loop.Plan(len(steps), len(steps), batches, 1.0, 0)
-    for step in loop.train(
-        network.module, lambda batch: token_loss(network, batch), optimiser.adamw(groups), schedule, plan
-    ):
+    for step in loop.train(network.module, lambda batch: token_loss(network, batch), AdamW(groups), schedule, plan):
         turns.step(step.loss)
 
 

@@ -116,7 +116,7 @@ class World:
         if task in language:
             data, model = language[task]
             tree = language_plan(task, data, model, cache)
-            if task in ("causal-text", "instruct", "preferences"):
+            if task in ("causal-text", "instruct", "preferences", "concept-to-text", "summarisation"):
                 tree["model"].pop("dropout")
         else:
             data = {"regression": self.stars, "multi-label": self.topics}.get(task, self.reviews)

@@ -64,14 +64,13 @@ def units_by_part(patch: Patch, data: Any, setup: Any) -> None:
         patch.set(module, "plan_of", plan_of)
 
 
-put(
-    "accumulation is not the large batch", ("classification", "token-classification", "causal-text"),
-    {
-        "a mean in place of a sum": losses(lambda loss, count, _: (loss / max(1, count), count)),
-        "weighted by the longest row": losses(lambda loss, count, b: (loss * b.lengths.max() / 10, count)),
-        "units counted by micro-batch": units_by_part,
-    },
-)  # fmt: skip
+ACCUMULATED: dict[str, Loaded] = {
+    "a mean in place of a sum": losses(lambda loss, count, _: (loss / max(1, count), count)),
+    "weighted by the longest row": losses(lambda loss, count, b: (loss * b.lengths.max() / 10, count)),
+    "units counted by micro-batch": units_by_part,
+}
+put("accumulation is not the large batch", ("classification", "token-classification", "causal-text"), ACCUMULATED)
+put("accumulation is not the large batch", ("preferences",), ACCUMULATED, values={"train.learning_rate": 5e-3})
 
 
 def targets(change: Callable[[Any, Any], Any]) -> Loaded:

@@ -72,6 +72,23 @@ def preferred(count: int = 80) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def worded(count: int = 70) -> list[dict[str, Any]]:
+    """Return sets of three words, each with a sentence that holds them."""
+    draw = random.Random(2)
+    sets = {tuple(sorted(draw.sample(PLAIN, 3))): None for _ in range(4 * count)}
+    return [
+        {"concept_set": "#".join(words), "scene": [f"the {words[0]} and the {words[1]} with a {words[2]}"]}
+        for words in list(sets)[:count]
+    ]
+
+
+def told_short(count: int = 70) -> list[dict[str, Any]]:
+    """Return texts whose first words are their summary."""
+    draw = random.Random(3)
+    texts = [draw.choices(PLAIN, k=14) for _ in range(count)]
+    return [{"document": " ".join(words), "summary": " ".join(words[:3])} for words in texts]
+
+
 def write_chat(folder: Path, *, template: str | None = None, change: Any = None, bos: bool = True) -> Path:
     """Write a tiny Llama that reads 512 tokens; `change` gets its tokenizer before it is saved."""
     import torch
@@ -124,6 +141,8 @@ def write_world(world: Any) -> dict[str, tuple[Path, Path]]:
         for at, row in enumerate(preferred())
     ]
     world.marked = write_rows(folder / "marked.jsonl", single)
+    world.worded_sets = write_rows(folder / "sets.jsonl", worded())
+    world.told_short = write_rows(folder / "summaries.jsonl", told_short())
     three = triplets()
     world.related = write_csv(folder / "related.csv", [row[:2] for row in three], ("query", "passage"))
     world.triplets = write_csv(folder / "triplets.csv", three, ("anchor", "positive", "negative"))
@@ -136,7 +155,8 @@ def write_world(world: Any) -> dict[str, tuple[Path, Path]]:
     world.marks = write_chat(folder / "marks", change=marks)
     world.padded = write_chat(folder / "padded", change=pad_with_end)
     return {"instruct": (world.alpaca, world.chat), "preferences": (world.preferred, world.chat),
-            "embeddings": (world.related, world.bert)}  # fmt: skip
+            "embeddings": (world.related, world.bert), "concept-to-text": (world.worded_sets, world.chat),
+            "summarisation": (world.told_short, world.chat)}  # fmt: skip
 
 
 def adapters(task: str, **values: Any) -> list[Case]:
@@ -186,6 +206,13 @@ def clean_written() -> list[Case]:
         for method, rate in (("full", 5e-3), ("lora", 2e-2)):
             given = {"method.name": method, "train.learning_rate": rate, **values}
             found.append(Case("", f"{loss}, {method}", "preferences", given))
+    for task in ("concept-to-text", "summarisation"):
+        found.append(Case("", "as it comes", task))
+        found.append(Case("", "the usual rate", task, USUAL))
+        found.append(Case("", "LoRA", task, {"method.name": "lora"}))
+        found.append(Case("", "its own template", task, {"model.base": "@own"}))
+        found.append(Case("", "shortened", task, {"text.too_long": "shorten", "data.max_length": 30}))
+        found.append(Case("", "micro-batches of one row", task, {"train.micro_batch_size": 1, "train.batch_size": 4}))
     found.append(Case("", "dpo at the usual rate", "preferences", USUAL))
     found.append(Case("", "kto in micro-batches of one", "preferences", {**KTO, **USUAL, "train.micro_batch_size": 1}))
     for kind in ("related", "triplets", "labelled"):
@@ -264,8 +291,10 @@ def leaked(how: str) -> Any:
         some = [dict(row) for row in rows[:30]]
         for row in some:
             for key, value in row.items():
-                if how == "other answers" and key in ("output", "chosen", "rejected"):
+                if how == "other answers" and key in ("output", "chosen", "rejected", "summary"):
                     row[key] = f"{value} thanks"
+                if how == "other answers" and key == "scene":
+                    row[key] = [f"{one} thanks" for one in value]
                 if how == "other letters" and isinstance(value, str):
                     row[key] = value.upper()
         path = write_rows(folder / "some.jsonl", some)
@@ -308,14 +337,15 @@ TEMPLATES: dict[str, dict[str, str]] = {
 
 def faults_written() -> list[Case]:
     """Return the faults that go through whole runs of instructions and of preferences."""
-    both = ("instruct", "preferences")
+    both, written = ("instruct", "preferences"), ("concept-to-text", "summarisation")
+    spoken = both + written
     # A rate of instructions is too high for preferences, and that is not what these are about.
-    own = {"instruct": {}, "preferences": {"train.learning_rate": 5e-3}}
+    own: dict[str, dict[str, Any]] = {**{task: {} for task in spoken}, "preferences": {"train.learning_rate": 5e-3}}
     found = [
         Case(fault, name, task, own[task], files=base_with(template=text))
         for fault, variants in TEMPLATES.items()
         for name, text in variants.items()
-        for task in both
+        for task in spoken
     ]
     for how in ("asked only", "weight 0", "empty"):
         rows = other_rows(lambda how=how: untrained(how))
@@ -323,14 +353,18 @@ def faults_written() -> list[Case]:
         last = {"text.loss": "last"}
         found.append(Case("mask of zeros or ones", f"answers: {how}, loss on the last", "instruct", last, files=rows))
     end = "stop token never supervised"
-    found += [Case(end, "the tokenizer has none", task, own[task], files=base_with(change=endless)) for task in both]
+    found += [Case(end, "the tokenizer has none", task, own[task], files=base_with(change=endless)) for task in spoken]
     cuts: dict[str, dict[str, Any]] = {
         "all rows dropped": {"data.max_length": 6},
         "some too long, to be stopped at": {"data.max_length": 26, "text.too_long": "stop"},
         "answers longer than what is kept": {"data.max_length": 5, "text.too_long": "shorten"},
     }
     for name, values in cuts.items():
-        found += [Case("an answer cut away", name, task, {**own[task], **values}) for task in both]
+        tasks = both if values.get("text.too_long") == "stop" else spoken
+        found += [Case("an answer cut away", name, task, {**own[task], **values}) for task in tasks]
+    for task in written:
+        most_of_them = {"concept-to-text": 22, "summarisation": 34}[task]
+        found.append(Case("an answer cut away", "most rows dropped", task, {"data.max_length": most_of_them}))
     most: dict[str, dict[str, Any]] = {
         "most rows dropped": {"data.max_length": 32},
         "most rows dropped, loss on all": {"data.max_length": 32, "text.loss": "all"},
@@ -343,7 +377,7 @@ def faults_written() -> list[Case]:
         found += [
             Case("the same rows in two splits", f"a file of training rows: {how}", task, own[task],
                  files=leaked(how), told="leakage")
-            for task in both
+            for task in spoken
         ]  # fmt: skip
     for kind in ("related", "triplets", "labelled"):
         found.append(

@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
+
+from plain import Plain
 
 # The same cases every time, so that what passed here passes elsewhere; bench/long_fuzz.py looks further.
-settings.register_profile("repeatable", derandomize=True)
+# How long drawing them takes says something of the machine's other work, and nothing of the code.
+settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repeatable")
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +35,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import write_tiny_bert
 
     return write_tiny_bert(tmp_path_factory.mktemp("tiny-bert"))
+
+
+@pytest.fixture(scope="session")
+def plain() -> Iterator[Plain]:
+    """Return what runs programs in a process without finesmith."""
+    found = Plain()
+    yield found
+    found.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

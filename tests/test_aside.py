@@ -23,7 +23,16 @@ from hypothesis import strategies as st
 from finesmith import aside as module
 from finesmith import errors
 from finesmith.aside import Aside, ElsewhereError, Tell, may_fork
-from finesmith.errors import DataError, DivergenceError, FinesmithError, Problem, RecipeError, RunError, UserError
+from finesmith.errors import (
+    DataError,
+    DivergenceError,
+    FinesmithError,
+    PreflightError,
+    Problem,
+    RecipeError,
+    RunError,
+    UserError,
+)
 from finesmith.workflows.ending import fault
 
 pytestmark = [
@@ -256,7 +265,7 @@ def test_every_error_of_ours_comes_back_as_it_was(message: str, quote: str, kind
 
 def test_the_kinds_tested_are_all_of_them() -> None:
     assert set(KINDS) == {
-        FinesmithError, UserError, DataError, errors.ModelError, RunError, DivergenceError, RecipeError,
+        FinesmithError, UserError, DataError, errors.ModelError, RunError, DivergenceError, PreflightError, RecipeError,
     }  # fmt: skip
 
 

@@ -121,7 +121,7 @@ def test_answers_marked_false_are_left_out_and_counted() -> None:
     ("turns", "message"),
     [
         ([{"content": "x"}, REPLY], "turn 1 has no role"),
-        ([{"role": "narrator", "content": "x"}, REPLY], "unknown role 'narrator'"),
+        ([{"role": "narrator", "content": "x"}, REPLY], "unknown role"),
         ([{"role": ["user"], "content": "x"}, REPLY], "unknown role"),
         ([{**USER, "colour": 3}, REPLY], "unknown key 'colour'"),
         ([{"role": "user", "content": "  \n"}, REPLY], r"turn 1 \(user\) is empty"),
@@ -161,6 +161,8 @@ def test_each_malformed_row_is_named(turns: Any, message: str) -> None:
         refuse(found.faults, 3)
     assert "file.jsonl row 2: " in str(caught.value)
     assert len(str(caught.value)) < 600
+    assert "narrator" not in str(caught.value), "a message is written down where texts may be withheld"
+    assert ("narrator" in caught.value.quote) == ("narrator" in str(turns))
 
 
 def test_all_faults_are_told_at_once_the_first_few_named() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from finesmith.data.documents import Documents
-from finesmith.data.masking import MaskRule, mask, mask_rule, masked_batch, one_at_a_time
+from finesmith.data.masking import MaskRule, draw_tokens, mask, mask_rule, masked_batch, one_at_a_time
 from finesmith.data.raw_text import FIXED, INSIDE, START, MaskedText, masked_text
 from finesmith.errors import DataError, ModelError, UserError
 from trained_tokenizers import byte_level, metaspace
@@ -232,9 +232,7 @@ def test_a_sequence_of_special_tokens_is_named() -> None:
 # --- one at a time ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("later", [False, True])
-@pytest.mark.parametrize(("budget", "size"), [(1000, 64), (40, 64), (1, 64), (1000, 3)])
-def test_one_at_a_time_against_a_plain_loop(later: bool, budget: int, size: int) -> None:
+def test_one_at_a_time_against_a_plain_loop() -> None:
     tokenizer = byte_level()
     text = text_of(tokenizer, ["Unbelievable unhappiness of films!", "the café", "naïve dogs jump over it"], 24)
     rule = mask_rule(tokenizer)
@@ -248,23 +246,34 @@ def test_one_at_a_time_against_a_plain_loop(later: bool, budget: int, size: int)
             inputs, targets = list(tokens), [-100] * len(tokens)
             inputs[at], targets[at] = rule.mask_id, tokens[at]
             after = at + 1
-            while later and after < len(codes) and codes[after] == INSIDE:
+            while after < len(codes) and codes[after] == INSIDE:
                 inputs[after] = rule.mask_id
                 after += 1
-            expected.append((row, inputs, targets))
-    found = []
-    sizes = []
-    for batch in one_at_a_time(text, rule, tokens_per_batch=budget, size=size, later_pieces=later):
-        assert batch.targets is not None
-        lengths = batch.lengths.tolist()
-        assert lengths == sorted(lengths)
-        assert len(lengths) <= size
-        assert sum(lengths) <= budget or len(lengths) == 1
-        sizes.append(max(lengths))
-        rows = zip(batch.ids.tolist(), batch.tokens.split(lengths), batch.targets.split(lengths), strict=True)
-        found += [(row, inputs.tolist(), targets.tolist()) for row, inputs, targets in rows]
-    assert sorted(found) == sorted(expected)
-    assert sizes == sorted(sizes, reverse=True)
+            expected.append((inputs, targets))
+    assert any(inputs.count(rule.mask_id) > 1 for inputs, _ in expected)
+    places = np.flatnonzero(text.maskable != FIXED)
+    found = one_at_a_time(text, rule, places)
+    assert [tuple(part.tolist() for part in found.row(row)) for row in range(len(found))] == expected
+    some = one_at_a_time(text, rule, places[3:8:2])
+    assert [tuple(part.tolist() for part in some.row(row)) for row in range(3)] == expected[3:8:2]
+
+
+def test_drawn_tokens_are_so_many_and_each_as_likely() -> None:
+    text = text_of(byte_level(), ["the dog", "Unbelievable unhappiness of films!", "naïve dogs jump over it"], 24)
+    lengths = np.diff(text.tokens.offsets)
+    everyone = np.flatnonzero(text.maskable != FIXED)
+    cost = int(np.repeat(lengths, lengths)[everyone].sum())
+    assert draw_tokens(text, cost, seed=0).tolist() == everyone.tolist()
+    half = [draw_tokens(text, cost // 2, seed=seed) for seed in range(2000)]
+    assert {len(places) for places in half} == {cost // 2 * len(everyone) // cost}
+    assert all((np.diff(places) > 0).all() for places in half)
+    assert draw_tokens(text, cost // 2, seed=7).tolist() == half[7].tolist()
+    assert len(draw_tokens(text, 1, seed=0)) == 1
+    counts = np.bincount(np.concatenate(half), minlength=text.maskable.size)
+    assert not counts[text.maskable == FIXED].any()
+    share = len(half[0]) / len(everyone)
+    # Each a binomial of 2,000 draws: five standard deviations.
+    assert np.abs(counts[everyone] - 2000 * share).max() < 5 * (2000 * share * (1 - share)) ** 0.5
 
 
 def test_speed_of_masking() -> None:

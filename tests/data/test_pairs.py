@@ -21,6 +21,7 @@ from finesmith.errors import DataError, UserError
         (["id", "Query", "Positive", "Negative"], "triplets", ("Query", "Positive", "Negative")),
         (["question", "answer", "url"], "pairs", ("question", "answer")),
         (["sentence1", "sentence2"], "pairs", ("sentence1", "sentence2")),
+        (["sentence1", "sentence2", "score"], "scored pairs", ("sentence1", "sentence2", "score")),
         (["text", "category"], "labelled", ("text", "category")),
     ],
 )
@@ -35,14 +36,17 @@ def test_named_columns_are_taken() -> None:
     assert find_layout(["a", "b"], named={"text": "b", "label": "a"}).kind == "labelled"
     three = find_layout(["a", "b", "c"], named={"anchor": "b", "positive": "a", "negative": "c"})
     assert (three.kind, three.columns) == ("triplets", ("b", "a", "c"))
+    scored = find_layout(["a", "b", "c"], named={"anchor": "b", "positive": "a", "score": "c"})
+    assert (scored.kind, scored.columns) == ("scored pairs", ("b", "a", "c"))
 
 
 @pytest.mark.parametrize(
     ("columns", "named", "said"),
     [
         (["a", "b"], {}, "no pairs and no labelled sentences found in the columns 'a', 'b'"),
-        (["sentence1", "sentence2", "score"], {}, "'score' says how alike they are"),
-        (["sentence1", "sentence2", "label"], {}, "'label' says how alike"),
+        (["sentence1", "sentence2", "score", "similarity"], {}, "several columns could be the score"),
+        (["anchor", "positive", "negative", "score"], {}, "'score' tells that not every pair belongs together"),
+        (["sentence1", "sentence2", "label"], {}, "'label' tells that not every pair belongs together"),
         (["anchor", "positive", "question", "answer"], {}, "several columns could be anchor and positive"),
         (["anchor", "positive", "negative", "hard_negative"], {}, "several columns could be the negative"),
         (["a", "b"], {"anchor": "x", "positive": "b"}, "the anchor is to be column 'x', but the columns are 'a', 'b'"),

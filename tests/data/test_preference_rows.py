@@ -91,7 +91,7 @@ def test_malformed_rows_are_left_out_where_that_is_asked_for() -> None:
         ({"prompt": "a", "chosen": "", "rejected": "b"}, "row 2: .*empty"),
         ({"prompt": "a", "chosen": "b", "rejected": " "}, "row 2: rejected: .*empty"),
         ({"prompt": None, "chosen": "b", "rejected": "c"}, "row 2: "),
-        ({"prompt": "a", "chosen": [{"role": "robot", "content": "x"}], "rejected": "c"}, "row 2: .*robot"),
+        ({"prompt": "a", "chosen": [{"role": "robot", "content": "x"}], "rejected": "c"}, "row 2: .*unknown role"),
         ({"prompt": "a", "chosen": [USER, GOOD], "rejected": [{**USER, "content": "How?"}, BAD]}, "differ before the"),
         ({"prompt": "a", "chosen": 3, "rejected": {"role": "user", "content": "x"}}, "row 2: "),
         ({"prompt": "a", "chosen": "bad \ud800", "rejected": "c"}, "row 2: .*half of a character"),
@@ -130,9 +130,11 @@ def test_answers_marked_good_or_bad(marks: tuple[Any, Any]) -> None:
 
 
 def test_faulty_marks_are_named() -> None:
-    rows = [{"prompt": "a", "completion": "b", "label": mark} for mark in (True, None)]
-    with pytest.raises(DataError, match=r"p.json row 2: column 'label' holds 'None', expected true or false"):
+    rows = [{"prompt": "a", "completion": "b", "label": mark} for mark in (True, "perhaps")]
+    with pytest.raises(DataError, match=r"p.json row 2: column 'label' holds neither true nor false") as raised:
         read_marked(rows, places(rows))
+    assert "perhaps" not in str(raised.value), "a message is written down where texts may be withheld"
+    assert "perhaps" in raised.value.quote
     rows = [{"prompt": "a", "completion": "b", "label": True}, {"prompt": "a", "completion": "", "label": False}]
     with pytest.raises(DataError, match=r"p.json row 2: "):
         read_marked(rows, places(rows))

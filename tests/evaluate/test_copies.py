@@ -17,10 +17,8 @@ from finesmith.evaluate.copies import (
     copied_concepts,
     few_shot,
     lead,
-    most_frequent,
     nearest_answers,
     split_sentences,
-    with_shots,
 )
 
 TRAIN = ["how do I reset my card", "where is my refund", "how do I close my account", "where is my refund now"]
@@ -77,8 +75,6 @@ def test_nothing_to_copy_from_is_said() -> None:
         nearest_answers([], [], ["a"])
     with pytest.raises(DataError, match="the 2 training prompts hold no words"):
         nearest_answers(["!", "?"], ["a", "b"], ["a"])
-    with pytest.raises(DataError, match="no training answers"):
-        most_frequent([], 3)
     with pytest.raises(DataError, match="no validation texts"):
         choose_lead([], [], lambda a, b: [])
     with pytest.raises(ValueError, match="2 prompts and 1 answers"):
@@ -142,9 +138,8 @@ def test_lead_on_real_clauses(shared: Path) -> None:
     assert all(text.split()[0] == first.split()[0] for text, first in zip(texts, lead(texts, 1), strict=True))
 
 
-def test_concepts_and_the_most_frequent_answer() -> None:
+def test_concepts_are_copied_as_they_stand() -> None:
     assert copied_concepts([["dog", "run"], ["a"]]) == ["dog run", "a"]
-    assert most_frequent(["b", "a", "a", "b", "c"], 2) == ["b", "b"]
 
 
 @settings(deadline=None)
@@ -171,8 +166,3 @@ def test_too_few_examples_for_the_shots() -> None:
         few_shot(["a", "b", "a"], ["1", "2", "1"], 4, 0)
     with pytest.raises(ValueError, match="k is -1"):
         few_shot(["a"], ["1"], -1, 0)
-
-
-def test_a_prompt_with_shots() -> None:
-    assert with_shots("C?", [("A?", "1"), ("B?", "2")]) == "A?\n1\n\nB?\n2\n\nC?\n"
-    assert with_shots("C?", [], before_answer=" ") == "C? "

@@ -128,7 +128,7 @@ def test_details_are_json_and_add_up() -> None:
 
 def test_every_metric_has_a_direction_and_a_name() -> None:
     names = {name for group in m.METRICS.values() for name in group}
-    assert names | set(m.MEASURED) == set(m.HIGHER_IS_BETTER) == set(m.DISPLAY_NAMES)
+    assert names < set(m.HIGHER_IS_BETTER) == set(m.DISPLAY_NAMES)
 
 
 @pytest.mark.parametrize(

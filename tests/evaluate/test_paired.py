@@ -191,6 +191,15 @@ def test_groups_are_units_and_errors_gain_when_they_fall() -> None:
     assert better.p_value < 0.01
 
 
+def test_an_interval_ends_where_no_two_values_can_differ_more() -> None:
+    good, bad = np.array([[1.0, 1.0, 1.0]] * 7 + [[1.0, 2.0, 2.0]]), np.array([[0.0, 1.0, 2.0]] * 7 + [[1.0, 3.0, 2.0]])
+    found = compare(measured_f1(bad), measured_f1(good))
+    assert found.low == -1.0
+    assert -1.0 < found.gain < found.high < 0.0
+    assert statistics.in_reach("mcc", -2.3, 2.1) == (-2.0, 2.0)
+    assert statistics.in_reach("rmse", -5.0, 7.0) == (-5.0, 7.0)
+
+
 def test_same_answers_show_nothing_and_what_is_undefined_is_said() -> None:
     rng = np.random.default_rng(9)
     rows = measured_f1(f1_rows(rng, 50, 0.7, 0.3))

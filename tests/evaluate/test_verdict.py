@@ -84,7 +84,9 @@ def test_json_has_the_promised_keys_and_plain_values() -> None:
     assert set(content["gain"]) == {"value", "interval", "p_value", "against", "test"}
     assert content["gain"]["test"] == "exact McNemar"
     assert content["gain"]["value"] == pytest.approx(content["tuned"]["value"] - content["baselines"][1]["value"])
-    assert set(content["overfitting"]) == {"train", "validation", "gap", "began_at_step", "severity", "sentence"}
+    assert set(content["overfitting"]) == {
+        "metric", "train", "validation", "gap", "began_at_step", "severity", "sentence",
+    }  # fmt: skip
     assert content["conclusion"].startswith("Fine-tuning helps: accuracy 0.8")
     assert content["conclusion"].endswith("p < 0.001).")
     assert simple().to_json() == simple().to_json()

@@ -14,7 +14,8 @@ from finesmith.data.batches import micro_batches
 from finesmith.data.related import Related, groups
 from finesmith.models.load import find, load_tokenizer
 from finesmith.tasks.corpus import Contrast, Corpus
-from finesmith.tasks.embeddings import Embeddings, _laid_out
+from finesmith.tasks.embedding_rows import laid_out
+from finesmith.tasks.embeddings import Embeddings
 from finesmith.train.step import backward
 
 PAIRS = [
@@ -32,8 +33,9 @@ def corpus(kind: Any) -> Corpus:
         columns = {"text": tuple(a for a, _ in PAIRS), "text_pair": tuple(p for _, p in PAIRS)}
         if kind == "triplets":
             columns["negative"] = tuple(f"not {p}" for _, p in PAIRS)
-        rows = Related(kind, columns, None, tuple(f"row {i}" for i in range(len(PAIRS))))
-    return _laid_out(rows, (), {}, None)
+        scores = tuple(0.5 * i for i in range(len(PAIRS))) if kind == "scored pairs" else None
+        rows = Related(kind, columns, None, tuple(f"row {i}" for i in range(len(PAIRS))), scores=scores)
+    return laid_out(rows, (), {}, None)
 
 
 @pytest.mark.parametrize(
@@ -43,11 +45,12 @@ def corpus(kind: Any) -> Corpus:
         ("triplets", Contrast(widths=(8, 16))),
         ("triplets", Contrast(loss="triplet", margin=0.4)),
         ("labelled", Contrast(temperature=0.1)),
+        ("scored pairs", Contrast(widths=(8, 16))),
     ],
 )
 def test_micro_batches_have_the_gradient_of_the_batch(kind: Any, choices: Contrast, tiny_model: Path) -> None:
     base = find(str(tiny_model))
-    task = Embeddings(kind, choices)
+    task = Embeddings(kind, choices, (0.0, 5.0) if kind == "scored pairs" else None)
     network, _ = task.load(base, load_tokenizer(base), seed=0, dropout=0.0, dtype=torch.float64)
     rows = corpus(kind)
     encoded = task.encode(rows, network.tokenizer, 16)

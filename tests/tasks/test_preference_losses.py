@@ -197,7 +197,7 @@ def test_the_reference_is_read_back_bit_for_bit(tmp_path: Path) -> None:
     found = load_reference(tmp_path / "cache", key, 3)
     assert found is not None
     assert found.tolist() == values
-    assert [entry.name for entry in path.parent.iterdir()] == [f"reference-{key}.npy"]
+    assert [entry.name for entry in path.parent.iterdir()] == [f"reference-{key}.npz"]
 
 
 def test_the_key_changes_with_everything_that_counts() -> None:
@@ -219,15 +219,21 @@ def test_numbers_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("damage", ["cut", "short", "type", "nan", "pickle"])
-def test_a_damaged_reference_is_not_used(damage: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["cut", "flipped", "short", "type", "nan", "pickle", "other"])
+def test_a_damaged_reference_is_computed_again(damage: str, tmp_path: Path) -> None:
     path = save_reference(tmp_path, "k", [-1.0, -2.0, -3.0])
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-4])
-    elif damage == "pickle":
-        np.save(path, np.array([{"a": 1}] * 3, dtype=object), allow_pickle=True)
+    elif damage == "flipped":
+        content = bytearray(path.read_bytes())
+        content[content.index(np.float64(-2.0).tobytes()) + 3] ^= 1
+        path.write_bytes(content)
+    elif damage == "other":
+        path.write_bytes(b"no archive")
     else:
-        wrong = {"short": np.zeros(2), "type": np.zeros(3, np.float32), "nan": np.array([0, np.nan, 0])}
-        np.save(path, wrong[damage])
-    with pytest.raises(DataError, match="delete it, it will be computed again"):
-        load_reference(tmp_path, "k", 3)
+        wrong = {
+            "short": np.zeros(2), "type": np.zeros(3, np.float32), "nan": np.array([0, np.nan, 0]),
+            "pickle": np.array([{"a": 1}] * 3, dtype=object),
+        }  # fmt: skip
+        np.savez(path, values=wrong[damage])
+    assert load_reference(tmp_path, "k", 3) is None

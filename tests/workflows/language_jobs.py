@@ -52,6 +52,22 @@ def triplets(count: int = 120, *, seed: int = 0) -> list[tuple[str, str, str]]:
     return rows  # type: ignore[return-value]
 
 
+def scored(count: int = 150, *, seed: int = 0) -> list[tuple[str, str, float]]:
+    """Return texts, others that say as much of the same in other words, and how much, 0 to 5."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        said, same = draw.sample(range(len(HERE)), 3), draw.randint(0, 3)
+        others = [each for each in range(len(HERE)) if each not in said]
+        also = [*said[:same], *draw.sample(others, 3 - same)]
+        texts = [
+            " ".join([*(words[i] for i in chosen), *draw.choices(OTHERS, k=4)])
+            for words, chosen in ((HERE, said), (THERE, also))
+        ]
+        rows.append((texts[0], texts[1], round(5 * same / 3, 1)))
+    return rows
+
+
 def labelled(count: int = 120, *, seed: int = 0) -> list[tuple[str, str]]:
     """Return sentences whose label their words tell in one of two ways."""
     draw = random.Random(seed)

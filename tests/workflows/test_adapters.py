@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from finesmith.recipe import ADAPTERS
 from finesmith.workflows.apply import load_run
 from finesmith.workflows.merge import merge
 from finesmith.workflows.setup import default_learning_rate
+from plain import Plain
 from tiny import bert_tokenizer, write_tiny_llama
 
 pytestmark = pytest.mark.filterwarnings(PEFT_WARNING)
@@ -81,8 +79,8 @@ json.dump(answers, open(sys.argv[2], "w"))
 class Jobs:
     """A run of each task and method, made when first asked for."""
 
-    def __init__(self, folder: Path, bert: Path, llama: Path) -> None:
-        self.folder, self.bert, self.llama = folder, bert, llama
+    def __init__(self, folder: Path, bert: Path, llama: Path, plain: Plain) -> None:
+        self.folder, self.bert, self.llama, self._plain = folder, bert, llama, plain
         rows = [(text, label if i % 5 else "mixed") for i, (text, label) in enumerate(reviews(90))]
         self.rows = write_csv(folder / "reviews.csv", rows)
         self.sentences = write_conll(folder / "names.conll", sentences(70))
@@ -129,11 +127,7 @@ class Jobs:
             cases[f"{task} {method} merged"] = {"folder": made["folder"], "form": "", "class": CLASSES[task]}
         job, found = self.folder / "job.json", self.folder / "answers.json"
         job.write_text(json.dumps({"texts": TEXTS, "cases": cases}), "utf-8")
-        done = subprocess.run(
-            [sys.executable, "-c", PLAIN, str(job), str(found)], capture_output=True, text=True, check=False,
-            cwd=self.folder, env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
+        self._plain(PLAIN, str(job), str(found))
         return json.loads(found.read_text("utf-8"))  # type: ignore[no-any-return]
 
 
@@ -173,11 +167,11 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, llama: Path) -> Iterator[Jobs]:
+def jobs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, llama: Path, plain: Plain) -> Iterator[Jobs]:
     # The report is made from the other files, so it is not looked at here, and it takes a third of such a short run.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("finesmith.report.page.build", lambda folder: folder / "report.html")
-        yield Jobs(tmp_path_factory.mktemp("adapters"), tiny_model, llama)
+        yield Jobs(tmp_path_factory.mktemp("adapters"), tiny_model, llama, plain)
 
 
 @pytest.mark.parametrize(("task", "method"), CASES)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from finesmith.recipe import from_dict
 from finesmith.workflows.apply import evaluate_file, predict_file
 from finesmith.workflows.check import check
 from finesmith.workflows.tune import resume
+from plain import Plain
 
 
 @pytest.fixture(scope="module")
@@ -110,14 +109,13 @@ print(json.dumps(texts))
 """
 
 
-def test_plain_transformers_writes_the_same_answers(run: Path, job: dict[str, Any], llama: Path) -> None:
+def test_plain_transformers_writes_the_same_answers(run: Path, job: dict[str, Any], llama: Path, plain: Plain) -> None:
     rows = table(run / "predictions" / "test.parquet")
     asked = [(text, found) for text, found in zip(rows["text"], rows["prediction"], strict=True) if found is not None]
     base = str(llama) if job["method"]["name"] == "lora" else ""
     prompts = json.dumps([text for text, _ in asked])
-    command = [sys.executable, "-c", PLAIN_LIBRARIES, str(run / "model"), base, prompts]
-    out = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(out.stdout) == [found for _, found in asked]
+    out = plain(PLAIN_LIBRARIES, str(run / "model"), base, prompts)
+    assert json.loads(out) == [found for _, found in asked]
 
 
 def test_the_saved_model_writes_and_measures_as_the_run_did(run: Path, tmp_path: Path) -> None:

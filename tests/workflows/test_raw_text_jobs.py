@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from finesmith.recipe import from_dict
 from finesmith.workflows.apply import evaluate_file, predict_file
 from finesmith.workflows.check import check
 from finesmith.workflows.tune import resume
+from plain import Plain
 from tiny import write_tiny_llama
 
 BASELINES = {
@@ -57,7 +56,8 @@ def test_a_run_has_all_the_evidence(run: Path, job: dict[str, Any]) -> None:
     assert 0 < verdict["tuned"]["value"] < untuned["value"]
     assert [event["event"] for event in events(run)].count("test_opened") == 1
     scores = read(run, "scores.json")["test"]
-    assert set(scores) == {"bits_per_byte", "perplexity"}
+    more = {"pseudo_perplexity"} if job["task"] == "masked-text" else set()
+    assert set(scores) == {"bits_per_byte", "perplexity"} | more
     assert scores["bits_per_byte"]["low"] < scores["bits_per_byte"]["value"] < scores["bits_per_byte"]["high"]
     page = (run / "report.html").read_text("utf-8")
     assert "Bits per byte" in page
@@ -81,20 +81,89 @@ print(json.dumps(bits))
 """
 
 
-def test_plain_transformers_gives_the_same_bits_per_byte(run: Path, job: dict[str, Any]) -> None:
+def test_plain_transformers_gives_the_same_bits_per_byte(run: Path, job: dict[str, Any], plain: Plain) -> None:
     if job["task"] != "causal-text":
         pytest.skip("masked text is measured by masks of its own")
     rows = table(run / "predictions" / "test.parquet")
-    command = [sys.executable, "-c", PLAIN_LIBRARIES, str(run / "model"), json.dumps(rows["text"])]
-    out = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(out.stdout) == pytest.approx(rows["bits_per_byte"], rel=1e-4)
+    out = plain(PLAIN_LIBRARIES, str(run / "model"), json.dumps(rows["text"]))
+    assert json.loads(out) == pytest.approx(rows["bits_per_byte"], rel=1e-4)
+
+
+def pseudo(folder: Path, texts: list[str]) -> list[list[float]]:
+    """Return the log probability of every token of texts, masked with the rest of its word, one pass for each."""
+    import torch
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float64).eval()
+    found = []
+    for text in texts:
+        inputs, logs = tokenizer(text, return_tensors="pt"), []
+        words, ids = inputs.word_ids(0), inputs["input_ids"][0]
+        for at, word in enumerate(words):
+            if word is None or int(ids[at]) == tokenizer.unk_token_id:
+                continue
+            masked = ids.clone()
+            masked[[place for place in range(at, len(ids)) if words[place] == word]] = tokenizer.mask_token_id
+            with torch.no_grad():
+                logits = model(input_ids=masked[None], attention_mask=inputs["attention_mask"]).logits[0, at]
+            logs.append(float(logits.log_softmax(-1)[ids[at]]))
+        found.append(logs)
+    return found
+
+
+def test_pseudo_perplexity_is_that_of_a_plain_loop(
+    run: Path, job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if job["task"] != "masked-text":
+        pytest.skip("a causal model predicts every token anyway")
+    import numpy as np
+    import torch
+
+    from finesmith.models.language import load_language_model
+    from finesmith.models.load import find, load_tokenizer
+    from finesmith.tasks import masked_text
+    from finesmith.workflows.language.apply import read_about
+
+    rows = table(run / "predictions" / "test.parquet")
+    expected = pseudo(run / "model", rows["text"])
+    whole = [log for logs in expected for log in logs]
+    scores, rivals = read(run, "scores.json"), read(run, "baselines.json")
+    assert scores["details"]["one_by_one"] == {"tokens": len(whole), "of": len(whole)}
+    assert scores["test"]["pseudo_perplexity"]["value"] == pytest.approx(np.exp(-np.mean(whole)), rel=1e-5)
+    untuned = next(each for each in rivals if each["name"] == "untuned base model")["scores"]
+    assert untuned["test"]["pseudo_perplexity"]["low"] > scores["test"]["pseudo_perplexity"]["high"]
+    assert "pseudo_perplexity" not in untuned["validation"]
+    for page in ("report.html", "model/README.md"):
+        assert f"Pseudo-perplexity is of all {len(whole):,} tokens" in (run / page).read_text("utf-8")
+
+    monkeypatch.setattr(masked_text, "DRAWN_TOKENS", 600)
+    task = read_about(run / "model")[1]
+    tokenizer = load_tokenizer(found := find(str(run / "model")))
+    network, _ = load_language_model(found, tokenizer, kind="masked", labels=None, seed=0, dtype=torch.float64)
+    corpus = task.of_texts(rows["text"], rows["text"])
+    encoded = task.narrow(task.encode(corpus, tokenizer, 128), "scored")
+    outcome = task.answer(network, encoded)
+    # Without unknown words and special tokens inside, the k-th token drawn is the k-th of all that may be masked.
+    order = np.flatnonzero(encoded.detail.text.maskable)
+    drawn = np.isin(order, encoded.detail.drawn)
+    assert 10 < drawn.sum() < 0.5 * len(whole)
+    owners = np.repeat(np.arange(len(expected)), list(map(len, expected)))[drawn]
+    sums = np.bincount(owners, weights=np.asarray(whole)[drawn], minlength=len(expected))
+    assert outcome.answers.log_probabilities == pytest.approx(sums, rel=1e-9)
+    measured = task.measure(corpus, encoded, outcome)["pseudo_perplexity"]
+    told = task.answered(outcome)
+    assert told is not None
+    assert len(measured) == len(told) == len(set(owners.tolist()))
+    assert measured.value == pytest.approx(np.exp(-np.asarray(whole)[drawn].mean()), rel=1e-9)
 
 
 def test_the_saved_model_measures_as_the_run_did(run: Path, tmp_path: Path) -> None:
     rows = table(run / "predictions" / "test.parquet")
     (tmp_path / "t.txt").write_text("\n\n".join(rows["text"]), "utf-8")
-    value = read(run, "scores.json")["test"]["bits_per_byte"]["value"]
-    assert evaluate_file(str(run), str(tmp_path / "t.txt"))["scores"]["bits_per_byte"]["value"] == pytest.approx(value)
+    again = evaluate_file(str(run), str(tmp_path / "t.txt"))["scores"]
+    for name, score in read(run, "scores.json")["test"].items():
+        assert again[name]["value"] == pytest.approx(score["value"])
     [found] = predict_file(str(run), str(tmp_path / "t.txt"))
     assert found.column("perplexity").to_pylist() == pytest.approx(rows["perplexity"])
     assert len(finesmith.load(run).predict(rows["text"][:2])) == 2

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,13 @@ from jobs import PEFT_WARNING, differences, events, read, table, tuned, with_val
 from language_jobs import language_plan, sentences, write_conll
 
 import finesmith
+from finesmith.deploy.export import write_tables
 from finesmith.errors import DataError, RecipeError
 from finesmith.recipe import from_dict
 from finesmith.workflows.apply import evaluate_file, predict_file
 from finesmith.workflows.check import check, infer_recipe
 from finesmith.workflows.tune import resume
+from plain import Plain
 
 TASK = "token-classification"
 
@@ -87,23 +88,14 @@ print(json.dumps(found))
 
 @pytest.mark.filterwarnings(PEFT_WARNING)
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_plain_libraries_give_the_same_tags(method: str, run: Path, data: Path, tiny_model: Path) -> None:
+def test_plain_libraries_give_the_same_tags(method: str, run: Path, data: Path, tiny_model: Path, plain: Plain) -> None:
     if method == "lora":
         tree = language_plan(TASK, data, tiny_model, data.parent / "cache", method__name="lora", train__epochs=4)
         # The head of labels is new: without it an adapter would fit random numbers only.
         run = tuned(tree, data.parent / "lora")
     rows = table(run / "predictions" / "test.parquet")
-    command = [
-        sys.executable,
-        "-c",
-        PLAIN_LIBRARIES,
-        str(run / "model"),
-        json.dumps(rows["text"]),
-        method,
-        str(tiny_model),
-    ]
-    out = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(out.stdout) == rows["tags"]
+    out = plain(PLAIN_LIBRARIES, str(run / "model"), json.dumps(rows["text"]), method, str(tiny_model))
+    assert json.loads(out) == rows["tags"]
 
 
 def test_predicting_again_gives_the_tags_of_the_run(run: Path, tmp_path: Path) -> None:
@@ -169,9 +161,8 @@ def test_a_setting_that_would_change_nothing_is_refused(key: str, value: Any, da
         from_dict(with_values(language_plan(TASK, data, "x", "y"), {key: value}))
 
 
-def test_rows_with_spans_and_rows_with_lists_tell_the_same(tiny_model: Path, tmp_path: Path) -> None:
-    rows = sentences(60)
-    lists = [{"tokens": [w for w, _ in row], "ner_tags": [t for _, t in row]} for row in rows]
+def with_spans(rows: list[list[tuple[str, str]]]) -> list[dict[str, Any]]:
+    """Return tagged sentences as texts with spans of characters."""
     spans = []
     for row in rows:
         text, found = " ".join(word for word, _ in row), []
@@ -183,12 +174,43 @@ def test_rows_with_spans_and_rows_with_lists_tell_the_same(tiny_model: Path, tmp
                 found[-1]["end"] = start + len(word)
             start += len(word) + 1
         spans.append({"text": text, "entities": found})
+    return spans
+
+
+def test_rows_with_spans_and_rows_with_lists_tell_the_same(tiny_model: Path, tmp_path: Path) -> None:
+    rows = sentences(60)
+    lists = [{"tokens": [w for w, _ in row], "ner_tags": [t for _, t in row]} for row in rows]
+    spans = with_spans(rows)
     made = []
     for name, given in (("lists", lists), ("spans", spans)):
         path = tmp_path / f"{name}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in given))
         made.append(tuned(language_plan(TASK, path, tiny_model, tmp_path / "cache", train__epochs=1), tmp_path / name))
     assert read(made[0], "scores.json") == read(made[1], "scores.json")
+    assert "spans" not in table(made[0] / "predictions" / "test.parquet")
+
+
+def test_texts_get_their_spans_back_as_a_training_file_has_them(tiny_model: Path, tmp_path: Path) -> None:
+    # A full stop stands at the last word without a space.
+    rows = [{**row, "text": f"{row['text']}."} for row in with_spans(sentences(120))]
+    path = tmp_path / "spans.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = tuned(language_plan(TASK, path, tiny_model, tmp_path / "cache", train__epochs=8), tmp_path / "run")
+    kept = table(run / "predictions" / "test.parquet")
+    new = tmp_path / "new.jsonl"
+    new.write_text("".join(json.dumps({"text": text}) + "\n" for text in kept["text"]))
+    write_tables(predict_file(str(run), str(new)), str(tmp_path / "found.jsonl"))
+    found = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+    assert [row["spans"] for row in found] == kept["spans"]
+    assert sum(map(len, kept["spans"])) > 5
+    for row in found:
+        # The names of the same spans, read off the text.
+        told = [f"{span['label']}: {row['text'][span['start'] : span['end']]}" for span in row["spans"]]
+        assert told == [re.sub(r" \d+-\d+:", ":", one) for one in row["prediction"]]
+    # What was predicted is read again as what is true.
+    again = evaluate_file(str(run), str(tmp_path / "found.jsonl"), label="spans")
+    assert again["scores"]["span_f1"]["value"] == 1.0
+    assert [one["spans"] for one in finesmith.load(run).predict(kept["text"])] == kept["spans"]
 
 
 def test_a_tag_that_training_never_saw_is_named(data: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from finesmith.recipe import from_dict
 from finesmith.workflows.apply import evaluate_file, predict_file
 from finesmith.workflows.check import check
 from finesmith.workflows.tune import resume
+from plain import Plain
 from tiny import write_tiny_llama
 
 SECRET = "qzx"
@@ -147,7 +146,7 @@ print(json.dumps(found))
 """
 
 
-def test_plain_libraries_give_the_same_log_probabilities(run: Path, llama: Path) -> None:
+def test_plain_libraries_give_the_same_log_probabilities(run: Path, llama: Path, plain: Plain) -> None:
     found, lora = table(run / "predictions" / "test.parquet"), read(run, "model/finesmith.json")["method"] == "lora"
     if loss_of(run) == "kto":
         rows = [(marked()[row]["prompt"], marked()[row]["completion"]) for row in found["id"]]
@@ -156,18 +155,8 @@ def test_plain_libraries_give_the_same_log_probabilities(run: Path, llama: Path)
         rows = [(pairs()[row]["prompt"], pairs()[row][side]) for row in found["id"] for side in ("chosen", "rejected")]
         both = zip(found["chosen_log_probability"], found["rejected_log_probability"], strict=True)
         expected = [value for pair in both for value in pair]
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-c",
-        PLAIN_LIBRARIES,
-        str(run / "model"),
-        str(llama) if lora else "",
-        json.dumps(rows),
-    ]
-    out = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(out.stdout.splitlines()[-1]) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    out = plain(PLAIN_LIBRARIES, str(run / "model"), str(llama) if lora else "", json.dumps(rows))
+    assert json.loads(out) == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
 def test_the_saved_model_judges_as_the_run_did(run: Path, tmp_path: Path) -> None:

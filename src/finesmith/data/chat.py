@@ -83,11 +83,15 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why a row cannot be used: its position among the rows given, its place in the user's words, and what is wrong."""
+    """Why a row cannot be used: its position among the rows given, its place in the user's words, and what is wrong.
+
+    quote: what stands there, which is no part of the message.
+    """
 
     position: int
     where: str
     message: str
+    quote: str = ""
 
     def __str__(self) -> str:
         return f"{shortened(self.where, 120)}: {self.message}"
@@ -105,7 +109,8 @@ def refuse(faults: Sequence[Fault], rows: int) -> None:
     more = len(faults) - _NAMED_FAULTS
     count = f"{len(faults):,} of {rows:,} rows cannot be used:\n" if len(faults) > 1 else ""
     rest = f"\nand {more:,} more" if more > 0 else ""
-    raise DataError(f"{count}{shown}{rest}\nmend or remove {'them' if len(faults) > 1 else 'the row'}")
+    remedy = f"mend or remove {'them' if len(faults) > 1 else 'the row'}"
+    raise DataError(f"{count}{shown}{rest}\n{remedy}", quote=faults[0].quote)
 
 
 def fault_of(turns: Sequence[Turn], *, answered: bool = True) -> str | None:

@@ -200,7 +200,7 @@ def _converted(
         try:
             conversations.append(_conversation(row, layout, int(name), answered))
         except MalformedError as error:
-            faults.append(Fault(position, where[position], str(error)))
+            faults.append(Fault(position, where[position], str(error), error.quote))
         except RecursionError:
             faults.append(
                 Fault(position, where[position], "it is nested too deeply; expected turns of role and content")

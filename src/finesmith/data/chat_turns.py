@@ -31,7 +31,11 @@ _KNOWN = _KEYS | set(_REASONING) | {"refusal", "audio", "annotations"}
 
 
 class MalformedError(ValueError):
-    """A row is not a conversation; the message says why, without the row's name."""
+    """A row is not a conversation; the message says why, without the row's name; `quote` is what stands there."""
+
+    def __init__(self, message: str, *, quote: str = "") -> None:
+        self.quote = quote
+        super().__init__(message)
 
 
 def only_text(value: Any, column: str, *, missing: str | None = None) -> str:
@@ -100,7 +104,7 @@ def read_turn(turn: Any, number: int, *, trained: bool = True) -> Turn:
         raise MalformedError(f"turn {number} has no role; expected 'role' and 'content', or 'from' and 'value'")
     if not isinstance(named, str) or (named not in ROLES and named not in CALLING):
         raise MalformedError(
-            f"turn {number} has the unknown role {_quoted(named)}; known are {', '.join([*ROLES, *CALLING])}"
+            f"turn {number} has an unknown role; known are {', '.join([*ROLES, *CALLING])}", quote=_quoted(named)
         )
     content = _content(given.get("content", given.get("value")), number)
     if named in CALLING:

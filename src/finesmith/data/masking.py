@@ -6,13 +6,12 @@ drawn before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from finesmith.data.batches import in_length_order
 from finesmith.data.pieces import gather
 from finesmith.data.raw_text import FIXED, INSIDE, START
+from finesmith.data.supervised import UNSUPERVISED, Supervised
 from finesmith.errors import DataError, ModelError, UserError
 from finesmith.types import Batch
 
@@ -142,37 +141,43 @@ def masked_batch(
     return _batch(inputs, lengths, targets, positions, device)
 
 
-def one_at_a_time(
-    text: MaskedText,
-    rule: MaskRule,
-    *,
-    tokens_per_batch: int,
-    size: int,
-    later_pieces: bool = True,
-    device: str | torch.device = "cpu",
-) -> Iterator[Batch]:
-    """Yield every sequence once for each token that may be masked, with that token masked and to be guessed.
+def draw_tokens(text: MaskedText, most: int, *, seed: int) -> Ints:
+    """Return places in `text` of tokens that may be masked, int64 [K], so many that masking each costs about `most`.
 
-    The summed log-probabilities are the pseudo-log-likelihood of Salazar et al. (2020). With `later_pieces` the rest of
-    the token's word is masked too, so that a rare word cannot be read off its own ending (Kauf and Ivanova 2023).
-    Batches hold at most `size` sequences and about `tokens_per_batch` tokens, longest first; `ids` are positions in
-    `text`.
+    Masking one costs a sequence, so K is `most` over the mean length of a token's sequence; all where they cost no
+    more. They are drawn without replacement, each as likely as another, and in order.
+    """
+    import numpy as np
+
+    offsets: Ints = np.asarray(text.tokens.offsets)
+    lengths = np.diff(offsets)
+    places = np.flatnonzero(text.maskable != FIXED)
+    cost = int(np.repeat(lengths, lengths)[places].sum())
+    if cost <= most:
+        return places
+    count = max(1, most * places.size // cost)
+    drawn = np.random.Generator(np.random.PCG64([seed, 0x10C3])).choice(places, count, replace=False)
+    return np.sort(drawn)
+
+
+def one_at_a_time(text: MaskedText, rule: MaskRule, places: Ints) -> Supervised:
+    """Return a sequence for each token of `text` at `places` [K], with that token masked and to be guessed.
+
+    The log-probabilities of all tokens of a text are its pseudo-log-likelihood (Salazar et al. 2020). The rest of the
+    token's word is masked too, so that a rare word cannot be read off its own ending (Kauf and Ivanova 2023).
     """
     import numpy as np
 
     offsets, pool = np.asarray(text.tokens.offsets), np.asarray(text.tokens.tokens)
-    targets_at = np.flatnonzero(text.maskable != FIXED)
-    rows = np.searchsorted(offsets, targets_at, side="right") - 1
+    rows = np.searchsorted(offsets, places, side="right") - 1
     lengths = np.diff(offsets)[rows]
-    ends = _word_ends(text.maskable) if later_pieces else np.arange(text.maskable.size) + 1
-    for chosen in in_length_order(lengths, tokens_per_batch, size):
-        at, row, length = targets_at[chosen], rows[chosen], lengths[chosen]
-        tokens = pool[gather(offsets[row], length)].astype(np.int64)
-        shift = np.cumsum(length) - length - offsets[row]
-        targets = np.full(tokens.size, -100, np.int64)
-        targets[at + shift] = tokens[at + shift]
-        tokens[gather(at + shift, ends[at] - at)] = rule.mask_id
-        yield _batch(tokens, length, targets, row, device)
+    begins = np.concatenate([[0], lengths.cumsum()])
+    at = places - offsets[rows] + begins[:-1]
+    tokens = pool[gather(offsets[rows], lengths)].astype(np.int32)
+    targets = np.full(tokens.size, UNSUPERVISED, np.int32)
+    targets[at] = tokens[at]
+    tokens[gather(at, _word_ends(text.maskable)[places] - places)] = rule.mask_id
+    return Supervised(tokens, begins, targets)
 
 
 def _units(maskable: npt.NDArray[np.uint8], lengths: Ints, whole_words: bool) -> tuple[Ints, Ints]:

@@ -1,7 +1,8 @@
-"""Texts for embeddings: pairs, triplets or labelled sentences; and batches in which no two rows contradict."""
+"""Texts for embeddings: pairs, triplets, scored pairs or labelled sentences; and batches in which no two contradict."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     Ints = npt.NDArray[np.int64]
 
-Kind = Literal["pairs", "triplets", "labelled"]
+Kind = Literal["pairs", "triplets", "scored pairs", "labelled"]
 
 NEGATIVES = ("negative", "hard_negative", "neg")
 PAIRS = (
@@ -41,7 +42,7 @@ SCORES = ("score", "similarity", "similarity_score")
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Which columns hold what, in the order anchor, positive, negative or text, label; and a sentence that says why."""
+    """Which columns hold what, and why: in the order anchor, positive, negative or score, or text, label."""
 
     kind: Kind
     columns: tuple[str, ...]
@@ -65,9 +66,10 @@ class Pairs:
 
 
 def find_layout(columns: Sequence[str], *, named: Mapping[str, str] | None = None) -> Layout:
-    """Find the columns of pairs, triplets or labelled sentences by their names.
+    """Find the columns of pairs, triplets, scored pairs or labelled sentences by their names.
 
-    `named` gives the column of a role (anchor, positive, negative, or text, label) where its name does not tell.
+    `named` gives the column of a role (anchor, positive, negative or score, or text, label) where its name does not
+    tell.
 
     Raises:
         DataError: a named column does not exist, or the names tell nothing or two things.
@@ -82,15 +84,24 @@ def find_layout(columns: Sequence[str], *, named: Mapping[str, str] | None = Non
     found = [(one, other) for one, other in PAIRS if one in lowered and other in lowered]
     labels = [name for name in LABELS if name in lowered]
     scores = [name for name in SCORES if name in lowered]
-    if found and (scores or (labels and not any(name in lowered for name in NEGATIVES))):
+    negatives = [name for name in NEGATIVES if name in lowered]
+    if found and ((scores and negatives) or (labels and not scores and not negatives)):
         mark = lowered[(scores or labels)[0]]
         raise DataError(
-            f"columns {lowered[found[0][0]]!r} and {lowered[found[0][1]]!r} are a pair, but {mark!r} says how alike "
-            "they are, so not every pair belongs together; expected pairs that do: keep those and drop the column"
+            f"columns {lowered[found[0][0]]!r} and {lowered[found[0][1]]!r} are a pair, but {mark!r} tells that not "
+            "every pair belongs together; expected pairs that do: keep those and drop the column, or name it as the "
+            "score where it is a number that says how alike the two are"
         )
     if len(found) > 1:
         shown = " or ".join(f"{lowered[one]!r} with {lowered[other]!r}" for one, other in found[:4])
         raise DataError(f"several columns could be anchor and positive: {shown}; name the two that are")
+    if len(scores) > 1 and found:
+        shown = " or ".join(repr(lowered[name]) for name in scores)
+        raise DataError(f"several columns could be the score: {shown}; name the one that is")
+    if found and scores:
+        names = (lowered[found[0][0]], lowered[found[0][1]], lowered[scores[0]])
+        said = f"columns {names[0]!r} and {names[1]!r} are known as a pair, and {names[2]!r} says how alike they are"
+        return Layout("scored pairs", names, said)
     if found:
         return _with_negative(lowered[found[0][0]], lowered[found[0][1]], lowered, "known as a pair")
     texts = [name for name in TEXTS if name in lowered]
@@ -99,7 +110,7 @@ def find_layout(columns: Sequence[str], *, named: Mapping[str, str] | None = Non
         return Layout("labelled", (text, label), f"column {text!r} is a text and {label!r} the label that groups it")
     raise DataError(
         f"no pairs and no labelled sentences found in the columns {_listed(columns)}; expected anchor and positive "
-        "(and negative), or text and label; name the columns"
+        "(and negative or score), or text and label; name the columns"
     )
 
 
@@ -117,8 +128,7 @@ def read_pairs(
     identical: list[int] = []
     for position, (place, *row) in enumerate(zip(where, *(column for _, column in columns), strict=True)):
         for (role, _), text in zip(columns, row, strict=True):
-            if not isinstance(text, str) or not text.strip():
-                raise DataError(f"{place}: the {role} is {str(text)[:80]!r}, expected a text; mend or drop the row")
+            require_text(role, text, place)
         plain = [normalise(text) for text in row]
         if plain[0] == plain[1]:
             identical.append(position)
@@ -131,6 +141,40 @@ def read_pairs(
         raise DataError(f"in all of the {len(where)} pairs both texts are the same; expected two that belong together")
     texts = list(zip(*kept, strict=True))
     return Pairs(texts[0], texts[1], texts[2] if len(texts) == 3 else None, tuple(identical))
+
+
+def require_text(role: str, text: Any, place: str) -> None:
+    """Raise DataError where a text is missing or blank."""
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"{place}: the {role} is {str(text)[:80]!r}, expected a text; mend or drop the row")
+
+
+def read_scores(values: Sequence[Any], where: Sequence[str]) -> tuple[float, ...]:
+    """Return how alike the texts of each pair are, numbers on any scale.
+
+    Raises:
+        DataError: one is missing or no finite number, or all are equal.
+    """
+    found = []
+    for value, place in zip(values, where, strict=True):
+        try:
+            number = math.nan if value is None or isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            missing = value is None or not str(value).strip()
+            said = "missing" if missing else "no finite number"
+            raise DataError(
+                f"{place}: the score is {said}; expected a number; mend or drop the row",
+                quote="" if missing else repr(value),
+            )
+        found.append(number)
+    if found and min(found) == max(found):
+        raise DataError(
+            f"{where[0]} to {where[-1]}: all {len(found):,} scores are {found[0]:g}, which tells nothing of how alike "
+            "the texts are; expected different ones"
+        )
+    return tuple(found)
 
 
 def pair_batches(pairs: Pairs, batch_size: int, *, seed: int, epoch: int) -> tuple[Ints, ...]:
@@ -228,11 +272,14 @@ def _named(given: Mapping[str, str], columns: Sequence[str]) -> Layout:
         names = [given[role] for role in ("anchor", "positive", "negative") if role in given]
         kind: Kind = "triplets" if "negative" in given else "pairs"
         return Layout(kind, tuple(names), f"columns {', '.join(map(repr, names))} are named in the recipe")
+    if given.keys() == {"anchor", "positive", "score"}:
+        names = [given[role] for role in ("anchor", "positive", "score")]
+        return Layout("scored pairs", tuple(names), f"columns {', '.join(map(repr, names))} are named in the recipe")
     if given.keys() == {"text", "label"}:
         return Layout("labelled", (given["text"], given["label"]), "text and label are named in the recipe")
     raise DataError(
         f"the roles named are {', '.join(given)[:80]} of the columns {_listed(columns)}; expected anchor and positive "
-        "(and negative), or text and label"
+        "(and negative or score), or text and label"
     )
 
 

@@ -136,7 +136,8 @@ def read_marked(
         position: Fault(
             position,
             where[position],
-            f"column {shortened(column, 40)!r} holds {str(rows[position].get(column))[:80]!r}, expected true or false",
+            f"column {shortened(column, 40)!r} holds neither true nor false",
+            repr(str(rows[position].get(column))[:80]),
         )
         for position, mark in enumerate(good)
         if mark is None

@@ -1,4 +1,4 @@
-"""Tables of texts that belong together, read, checked and numbered: pairs, triplets or labelled sentences."""
+"""Tables of related texts, read, checked and numbered: pairs, triplets, scored pairs or labelled sentences."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from finesmith.data.near_duplicates import cluster, normalise
-from finesmith.data.pairs import Kind, Pairs, find_layout, read_pairs
+from finesmith.data.pairs import Kind, Pairs, find_layout, read_pairs, read_scores, require_text
 from finesmith.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 # By what the recipe calls a column, what it holds in a pair or triplet.
 ROLES = {"text": "anchor", "text_pair": "positive", "negative": "negative"}
+# Beside two texts a label is a number that says how alike they are.
+SCORED = {"label": "score"}
 NAMING = (
-    "name columns with --set data.text=COLUMN (the anchor), data.text_pair (the positive) and data.negative, or "
-    "data.text and data.label"
+    "name columns with --set data.text=COLUMN (the anchor), data.text_pair (the positive) and data.negative or "
+    "data.label (the score), or data.text and data.label"
 )
 
 
@@ -32,7 +34,7 @@ class Related:
 
     texts: by the recipe's names (text, text_pair, negative); labels: of labelled sentences, None where one is missing;
     where: the place of each row; identical: how many pairs of equal texts were left out; judged: False for rows of
-    which it is not asked what belongs together.
+    which it is not asked what belongs together; scores: of scored pairs, how alike the two texts are.
     """
 
     kind: Kind
@@ -41,6 +43,7 @@ class Related:
     where: tuple[str, ...]
     identical: int = 0
     judged: bool = True
+    scores: tuple[float, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.where)
@@ -55,6 +58,7 @@ class Related:
             tuple(self.where[p] for p in order),
             0,
             self.judged,
+            None if self.scores is None else tuple(self.scores[p] for p in order),
         )
 
     def flat(self) -> list[str]:
@@ -75,18 +79,18 @@ class Related:
 
 
 def read_related(source: Source, named: Mapping[str, str]) -> tuple[Related, dict[str, str]]:
-    """Read pairs, triplets or labelled sentences; return them and the columns read, by the recipe's names.
+    """Read rows of any kind; return them and the columns read, by the recipe's names.
 
     `named` gives columns by the recipe's names (text, text_pair, negative, label) where the recipe does.
 
     Raises:
-        DataError: the columns cannot be told, a text of a pair is missing, or nothing is left.
+        DataError: the columns cannot be told, a text or score of a pair is missing, or nothing is left.
     """
     columns = source.table.column_names
     roles = {name: column for name, column in named.items() if name != "text"}
     pairs = {**({"text": named["text"]} if "text" in named else {}), **roles}
-    if "label" not in roles:
-        pairs = {ROLES[name]: column for name, column in pairs.items()}
+    if roles.keys() != {"label"}:
+        pairs = {(ROLES | SCORED)[name]: column for name, column in pairs.items()}
     try:
         layout = find_layout(columns, named=pairs)
     except DataError as error:
@@ -98,6 +102,13 @@ def read_related(source: Source, named: Mapping[str, str]) -> tuple[Related, dic
         labels = tuple(None if label is None or not str(label).strip() else str(label) for label in values[1])
         found = Related("labelled", {"text": texts}, labels, tuple(places))
         return found, dict(zip(("text", "label"), layout.columns, strict=True))
+    if layout.kind == "scored pairs":
+        for row, place in enumerate(places):
+            for role, column in zip(("first text", "second text"), values, strict=False):
+                require_text(role, column[row], place)
+        known = {"text": tuple(values[0]), "text_pair": tuple(values[1])}
+        scored = Related("scored pairs", known, None, tuple(places), scores=read_scores(values[2], places))
+        return scored, dict(zip((*known, "label"), layout.columns, strict=True))
     names = tuple(ROLES)[: len(values)]
     return _pairs(dict(zip(names, values, strict=True)), places), dict(zip(names, layout.columns, strict=True))
 
@@ -155,6 +166,7 @@ def join(parts: Sequence[Related]) -> Related:
         labels,
         tuple(place for part in parts for place in part.where),
         sum(part.identical for part in parts),
+        scores=None if first.scores is None else tuple(score for part in parts for score in part.scores or ()),
     )
 
 

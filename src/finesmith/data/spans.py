@@ -56,7 +56,8 @@ def sentences_of_spans(
         places.append(words)
     count = len(rows)
     notes = (f"{widened} spans were stretched to whole words",) if widened else ()
-    return Sentences(tuple(texts), tuple(places), tuple(rows), tuple(range(count)), tuple(where), "IOB2", notes)
+    numbers = tuple(range(count))
+    return Sentences(tuple(texts), tuple(places), tuple(rows), numbers, tuple(where), "IOB2", notes, spanned=True)
 
 
 def character_spans(sentences: Sentences, index: int, tags: Sequence[str]) -> list[tuple[int, int, str]]:

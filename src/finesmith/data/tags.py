@@ -29,7 +29,8 @@ class Sentences:
     texts: each sentence as text; places: for each, int32 [W, 2], every word's first character and the one after;
     tags: for each, W tags, in IOB2 unless `scheme`, that of the file, is "plain" (every tag a class of its own, as for
     parts of speech). documents: the number of the document (from 0) that each belongs to. `where` names each sentence's
-    place; notes say what was found and mended; encodings are those of the files.
+    place; notes say what was found and mended; encodings are those of the files; spanned: they were given as texts with
+    spans of characters, or none, and not as words.
     """
 
     texts: tuple[str, ...]
@@ -40,6 +41,7 @@ class Sentences:
     scheme: Scheme
     notes: tuple[str, ...] = ()
     encodings: tuple[str, ...] = ()
+    spanned: bool = False
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -147,16 +146,6 @@ def copied_concepts(concepts: Sequence[Sequence[str]]) -> list[str]:
     return [" ".join(row) for row in concepts]
 
 
-def most_frequent(train_answers: Sequence[str], count: int) -> list[str]:
-    """Give `count` rows the answer that occurs most often in training; of equally frequent ones the first.
-
-    Raises DataError when there are no training answers.
-    """
-    if not train_answers:
-        raise DataError("there are no training answers, so none is the most frequent; expected at least 1")
-    return [Counter(train_answers).most_common(1)[0][0]] * count
-
-
 def few_shot(
     train_prompts: Sequence[str], train_answers: Sequence[str], k: int, seed: int, rows: int = 1
 ) -> npt.NDArray[np.int64]:
@@ -187,14 +176,6 @@ def few_shot(
         np.random.Generator(np.random.PCG64([seed, row])).choice(len(distinct), k, replace=False) for row in range(rows)
     ]
     return distinct[np.array(drawn, dtype=np.int64).reshape(rows, k)]
-
-
-def with_shots(
-    prompt: str, examples: Sequence[tuple[str, str]], *, before_answer: str = "\n", between: str = "\n\n"
-) -> str:
-    """Return the examples, each its prompt and its answer, and then the prompt, ready for an answer."""
-    shown = [f"{asked}{before_answer}{answer}{between}" for asked, answer in examples]
-    return "".join([*shown, prompt, before_answer])
 
 
 def _check_pairs(first: Sequence[Any], second: Sequence[Any]) -> None:

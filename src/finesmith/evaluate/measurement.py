@@ -8,7 +8,7 @@ choice of rows can be measured again without reading a text twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Floats = npt.NDArray[np.float64]
+    Ints = npt.NDArray[np.int64]
 
 # Where a metric's values lie: 0 to 1, -1 to 1, above 0, below 1, anywhere.
 Range = Literal["unit", "signed", "positive", "below_one", "real"]
@@ -27,7 +28,8 @@ class Measurement:
 
     statistics: float64 [N, K], what each row adds to the sums. combine: from sums [..., K] to values [...], nan where
     the metric is undefined. per_example: float64 [N], the metric of each row by itself, for reading; nan where it is
-    undefined. Only where `is_mean` is true do they average to the value.
+    undefined. Only where `is_mean` is true do they average to the value. again: measures some rows anew, int64 [M] to a
+    measurement, where sums of what they add to all of them would not do.
     """
 
     metric: str
@@ -37,6 +39,16 @@ class Measurement:
     range: Range
     higher_is_better: bool = True
     is_mean: bool = False
+    again: Callable[[Ints], Measurement] | None = None
+
+    def take(self, rows: Sequence[int]) -> Measurement:
+        """Return the measurement of some rows."""
+        import numpy as np
+
+        at = np.asarray(rows, np.int64)
+        if self.again is not None:
+            return self.again(at)
+        return replace(self, statistics=self.statistics[at], per_example=self.per_example[at])
 
     def __len__(self) -> int:
         return len(self.statistics)

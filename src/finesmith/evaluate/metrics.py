@@ -30,15 +30,6 @@ METRICS: dict[Kind, tuple[str, ...]] = {
     "number": ("rmse", "mae", "spearman", "pearson", "r2"),
 }
 
-# Of words and texts, each from sums over rows: `measurement` says how.
-MEASURED = (
-    "span_f1", "span_precision", "span_recall", "token_accuracy", "bits_per_byte", "perplexity", "pseudo_perplexity",
-    "final_number_match", "exact_match", "normalised_match", "rouge_1", "rouge_2", "rouge_l", "chrf", "bleu",
-    "cider_d", "coverage",
-    "reward_accuracy", "reward_margin", "preference_loss",
-    "ndcg@10", "accuracy@1", "recall@10", "mrr", "map",
-)  # fmt: skip
-
 HIGHER_IS_BETTER: dict[str, bool] = {
     "accuracy": True,
     "macro_f1": True,

@@ -13,6 +13,7 @@ from finesmith.evaluate.statistics import (
     LEVEL,
     RESAMPLES,
     Comparison,
+    in_reach,
     mcnemar,
     resampled_means,
     sign_flip,
@@ -120,7 +121,7 @@ def compare(
     drawn = better * drawn[np.isfinite(drawn)]
     if units < 2 or drawn.size < resamples * LEVEL:
         raise ValueError(f"{tuned.metric} cannot be compared on {units} rows or groups: too few on which it is defined")
-    low, high = _gain_interval(gain, drawn, units)
+    low, high = in_reach(tuned.metric, *_gain_interval(gain, drawn, units))
     if groups is None and _is_share(tuned) and _is_share(baseline):
         p_value = mcnemar(differences > 0.5, differences < -0.5)
         smallest = smallest_share_difference(len(tuned), float(np.mean(np.abs(differences) > 0.5)))

@@ -6,6 +6,7 @@ Rows that share a group (a customer, a document) are resampled and tested as one
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -150,6 +151,7 @@ def paired(
         sides.append(effect + value)
     differences = (sides[0] - sides[1]) * (1.0 if higher_is_better else -1.0)
     gain, low, high = _gain_interval(differences, groups, resamples, seed)
+    low, high = in_reach(metric, low, high)
     if groups is None and metric in ("accuracy", "subset_accuracy"):
         # Differences are 1, 0 or -1 up to rounding.
         p_value = mcnemar(differences > 0.5, differences < -0.5)
@@ -166,6 +168,12 @@ def paired(
         stricter = smallest_by_other_test(differences, swapped, groups)
         smallest = None if smallest is None or stricter is None else max(smallest, stricter)
     return Comparison(gain, low, high, p_value, "paired sign-flip", smallest)
+
+
+def in_reach(metric: str, low: float, high: float) -> tuple[float, float]:
+    """Return the part of an interval of gains that two values of the metric can differ by."""
+    reach = {"unit": 1.0, "signed": 2.0}.get(SCALES.get(metric, ""), math.inf)
+    return max(low, -reach), min(high, reach)
 
 
 def mcnemar(correct_a: npt.NDArray[np.bool_], correct_b: npt.NDArray[np.bool_]) -> float:

@@ -112,7 +112,8 @@ class _Gradients:
         wide = torch.float64 if products.dtype == torch.float64 else torch.float32
         self.products = products
         self.hidden = torch.empty_like(hidden) if needs[0] else None
-        self.weight = torch.zeros_like(weight, dtype=wide) if needs[1] else None
+        made = torch.empty_like if len(hidden) else torch.zeros_like
+        self.weight = made(weight, dtype=wide) if needs[1] else None
         self.bias = weight.new_zeros(len(weight), dtype=wide) if needs[2] and products.bias is not None else None
 
     def add(self, at: slice, gradient: Tensor) -> None:
@@ -121,7 +122,10 @@ class _Gradients:
             torch.mm(narrow, products.weight, out=self.hidden[at])
         if self.weight is not None:
             if self.weight.dtype == narrow.dtype:
-                self.weight.addmm_(narrow.t(), products.hidden[at])
+                # Times 0 for the first piece: what stood there is not read.
+                self.weight.addmm_(narrow.t(), products.hidden[at], beta=1 if at.start else 0)
+            elif not at.start:
+                self.weight.copy_(narrow.t() @ products.hidden[at])
             else:
                 self.weight.add_(narrow.t() @ products.hidden[at])
         if self.bias is not None:
@@ -151,9 +155,9 @@ class _Summed(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """Scale what was kept."""
+        """Scale what was kept, in its place; autograd refuses a second way back."""
         kept = zip(ctx.saved_tensors, ctx.types, strict=True)
-        return (*(None if x is None else (x * upstream[0]).to(dtype) for x, dtype in kept), None, None, None)
+        return (*(None if x is None else x.mul_(upstream[0]).to(dtype) for x, dtype in kept), None, None, None)
 
 
 class _Each(torch.autograd.Function):

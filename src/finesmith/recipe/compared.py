@@ -28,11 +28,12 @@ class Preference(Section):
 class Contrast(Section):
     """How embeddings are learnt: the task embeddings."""
 
-    loss: Literal["auto", "ranking", "triplet", "supervised"] = Field(
+    loss: Literal["auto", "ranking", "triplet", "supervised", "similarity"] = Field(
         default="auto",
         description="ranking: find each anchor's positive among all of the batch (pairs, triplets); triplet: keep each "
         "negative further away than the positive (triplets); supervised: bring sentences of a label together "
-        "(labelled). auto: ranking, or supervised where there are labels.",
+        "(labelled); similarity: make the cosine of two texts their score (scored pairs). auto: ranking, or what alone "
+        "the rows can teach.",
     )
     temperature: Float = Field(
         default=0.05,

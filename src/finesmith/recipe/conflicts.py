@@ -79,7 +79,10 @@ _IDLE = (
     ),
     _Idle("contrast.margin", "contrast.loss", lambda r: r.contrast.loss != "triplet", "set contrast.loss: triplet"),
     _Idle(
-        "contrast.temperature", "contrast.loss", lambda r: r.contrast.loss == "triplet", "set contrast.loss: ranking"
+        "contrast.temperature",
+        "contrast.loss",
+        lambda r: r.contrast.loss in ("triplet", "similarity"),
+        "set contrast.loss: ranking",
     ),
     _Idle("model.revision", "model.base", lambda r: r.model.base == "default", "set model.base to a hub id"),
     _Idle(
@@ -146,8 +149,10 @@ def conflicts(recipe: Recipe) -> Iterator[Conflict]:
     """Yield everything wrong between the settings of a recipe whose single values are valid."""
     data, train = recipe.data, recipe.train
     for idle in _ALL:
+        if not idle.holds(recipe):
+            continue
         value, default = value_of(recipe, idle.key), value_of(_DEFAULTS, idle.key)
-        if idle.holds(recipe) and value != default:
+        if value != default:
             made = {k: v for k, v in value.items() if default.get(k) != v} if isinstance(value, dict) else value
             yield Conflict(
                 (idle.key, idle.cause),
@@ -210,12 +215,11 @@ def _embedding_conflicts(recipe: Recipe) -> Iterator[Conflict]:
             f"train.batch_size is {recipe.train.batch_size}, expected at least {FEWEST_IN_BATCH}: each row of a batch "
             "is told from the others; a usual value is 32 to 256",
         )
-    others = [name for name in ("text_pair", "negative") if dict(recipe.data)[name] is not None]
-    if recipe.data.label is not None and others:
+    if recipe.data.label is not None and recipe.data.negative is not None:
         yield Conflict(
-            ("data.label", f"data.{others[0]}"),
-            f"data.label is {show(recipe.data.label)} and data.{others[0]} names a column too, but texts are told "
-            "apart either by labels or by pairs; keep one of the two",
+            ("data.label", "data.negative"),
+            f"data.label is {show(recipe.data.label)} and data.negative names a column too, but of a text that does "
+            "not belong to the others no score is learnt; keep one of the two",
         )
 
 
@@ -291,7 +295,7 @@ def value_of(recipe: Recipe, key: str) -> Any:
     """Return the value under a dotted key of the schema."""
     value: Any = recipe
     for part in key.split("."):
-        value = value[part] if isinstance(value, dict) else dict(value)[part]
+        value = value[part] if isinstance(value, dict) else vars(value)[part]
     return value
 
 

@@ -28,7 +28,7 @@ def _known_encoding(value: str) -> str:
 _NO_TASKS = {
     "__init__", "protocol", "language", "corpus", "documents", "dialogues", "answers", "answer_rivals", "answer_scores",
     "writing", "asked_tables", "losses", "contrastive", "encoded_texts", "compared_answers", "preference_losses",
-    "preference_rivals",
+    "preference_rivals", "embedding_rows",
 }  # fmt: skip
 _FILES_OF_TASKS = (Path(__file__).parent.parent / "tasks").glob("*.py")
 TASKS = ("auto", *sorted(f.stem.replace("_", "-") for f in _FILES_OF_TASKS if f.stem not in _NO_TASKS))
@@ -154,7 +154,8 @@ class Data(Section):
     )
     label: Column | None = Field(
         default=None,
-        description="Column of the label or the rating; null infers it from names and content.",
+        description="Column of the label or the rating, or of the score of two texts for embeddings; null infers it "
+        "from names and content.",
         json_schema_extra=_COLUMN,
     )
     group: Column | None = Field(

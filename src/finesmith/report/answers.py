@@ -40,6 +40,16 @@ def find(folder: RunFolder) -> tuple[dict[str, Any] | None, str | None]:
     }, problem
 
 
+def one_by_one(folder: RunFolder) -> str:
+    """Say how many tokens pseudo-perplexity is of, where it was measured."""
+    told = mapping(mapping(folder.scores.get("details")).get("one_by_one"))
+    tokens, whole = number(told.get("tokens")), number(told.get("of"))
+    if tokens is None or whole is None:
+        return ""
+    drawn = f"all {count(whole)}" if tokens >= whole else f"{count(tokens)} drawn of {count(whole)}"
+    return f"Pseudo-perplexity is of {drawn} tokens of the test split, each masked without the other words."
+
+
 def _part(written: dict[str, Any], name: str) -> str:
     part, whole = number(written.get(name)), number(written.get("rows"))
     return f"{count(part)} ({share(part / whole)})" if part is not None and whole else count(part)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from finesmith.report.answers import one_by_one
 from finesmith.report.folder import RunFolder, items, mapping, read, records
 from finesmith.report.format import (
     count,
@@ -27,6 +29,9 @@ from finesmith.report.format import (
     words,
 )
 from finesmith.types import SPLITS
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 BUNDLED = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 BUNDLED_NAME = "sentence-transformers/all-MiniLM-L6-v2"
@@ -57,17 +62,12 @@ _LINE_START = re.compile(r"^([-+#=:])")
 _LIST_START = re.compile(r"^(\d{1,9})([.)])(?=\s|$)")
 
 
-def build(run_folder: Path) -> str:
-    """Return the text of README.md for the model of a run, from the run folder alone.
-
-    Raises:
-        RunError: `run_folder` is not a folder.
-    """
+@functools.cache
+def _templates() -> Environment:
     import jinja2
     from markupsafe import Markup
 
-    folder = read(run_folder)
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("finesmith.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -76,28 +76,43 @@ def build(run_folder: Path) -> str:
         keep_trailing_newline=True,
         finalize=lambda value: Markup(markdown(value)) if type(value) is str else value,
     )
-    body = environment.get_template("card.md").render(
-        name=cut(folder.name, 120),
-        conclusion=cut(folder.verdict.get("conclusion"), 800),
-        task=words(folder.task, 60),
-        base=base_name(folder),
-        method=words(folder.model.get("method"), 60),
-        load=_load(folder),
-        place=Markup(_base_place(folder)),
-        grown=bool(items(mapping(folder.data.get("tokens")).get("added_words"))),
-        pooled=Markup(POOLINGS.get(str(folder.model.get("pooling")), POOLINGS["mean"])),
-        written="written" in mapping(folder.scores.get("details")),
-        answered=_answered(folder),
-        labels=[label_text(label, 120) for label in items(folder.data.get("labels"))[:LABELS_SHOWN]],
-        labels_left_out=max(0, len(items(folder.data.get("labels"))) - LABELS_SHOWN),
-        data=_data(folder),
-        findings=_findings(folder),
-        training=_training(folder),
-        results=_results(folder),
-        gain=_gain(folder),
-        overfitting=cut(mapping(folder.verdict.get("overfitting")).get("sentence"), 400),
-        limits=_limits(folder),
-        version=cut(folder.run.get("finesmith"), 40),
+
+
+def build(run_folder: Path) -> str:
+    """Return the text of README.md for the model of a run, from the run folder alone.
+
+    Raises:
+        RunError: `run_folder` is not a folder.
+    """
+    from markupsafe import Markup
+
+    folder = read(run_folder)
+    body = (
+        _templates()
+        .get_template("card.md")
+        .render(
+            name=cut(folder.name, 120),
+            conclusion=cut(folder.verdict.get("conclusion"), 800),
+            task=words(folder.task, 60),
+            base=base_name(folder),
+            method=words(folder.model.get("method"), 60),
+            load=_load(folder),
+            place=Markup(_base_place(folder)),
+            grown=bool(items(mapping(folder.data.get("tokens")).get("added_words"))),
+            pooled=Markup(POOLINGS.get(str(folder.model.get("pooling")), POOLINGS["mean"])),
+            written="written" in mapping(folder.scores.get("details")),
+            answered=_answered(folder),
+            labels=[label_text(label, 120) for label in items(folder.data.get("labels"))[:LABELS_SHOWN]],
+            labels_left_out=max(0, len(items(folder.data.get("labels"))) - LABELS_SHOWN),
+            data=_data(folder),
+            findings=_findings(folder),
+            training=_training(folder),
+            results=_results(folder),
+            gain=_gain(folder),
+            overfitting=cut(mapping(folder.verdict.get("overfitting")).get("sentence"), 400),
+            limits=_limits(folder),
+            version=cut(folder.run.get("finesmith"), 40),
+        )
     )
     # The template stays code that runs as it stands.
     body = body.replace("ForSequenceClassification", f"For{_head(folder)[0]}")
@@ -294,7 +309,7 @@ def _answered(folder: RunFolder) -> str:
     told = mapping(mapping(folder.scores.get("details")).get("written"))
     rows, whole = number(told.get("rows")), number(told.get("of"))
     if rows is None or whole is None or rows >= whole:
-        return ""
+        return one_by_one(folder)
     return (
         f"Answers were written to {count(rows)} of the {count(whole)} test rows; bits per byte and perplexity are of "
         "all of them."

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finesmith.discreet import discreet
 from finesmith.report import answers, by_source, charts, curves, examples, mistakes, sections
@@ -35,6 +36,9 @@ from finesmith.report.format import (
     words,
 )
 from finesmith.run import write_whole
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 FILE_NAME = "report.html"
 MOST_BYTES = 2_000_000
@@ -80,12 +84,11 @@ def build(run_folder: Path) -> Path:
     return target
 
 
-def render(folder: RunFolder) -> str:
-    """Return the page as HTML text."""
+@functools.cache
+def _templates() -> Environment:
     import jinja2
-    from markupsafe import Markup
 
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("finesmith.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -93,42 +96,52 @@ def render(folder: RunFolder) -> str:
         lstrip_blocks=True,
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
+
+
+def render(folder: RunFolder) -> str:
+    """Return the page as HTML text."""
+    from markupsafe import Markup
+
     style = (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
     wrong, unread = mistakes.find(folder, sections.class_names(folder))
     written, unheard = answers.find(folder)
     problems = [*folder.problems, *filter(None, (unread, unheard))]
-    return environment.get_template("report.html").render(
-        style=Markup(style),
-        style_digest=Markup(digest),
-        name=cut(folder.name, 120),
-        withheld=folder.withheld,
-        banner=banner(folder),
-        comparison=comparison(folder),
-        by_source=by_source.by_source(folder),
-        figures=key_figures(folder),
-        curves=curves.draw(folder),
-        story=curves.story(folder),
-        flow=sections.flow(folder),
-        sources=sections.sources(folder),
-        balance=sections.balance(folder),
-        lengths=sections.lengths(folder),
-        findings=sections.findings(folder),
-        preflight=sections.preflight(folder),
-        examples=examples.examples(folder),
-        confusion=sections.confusion(folder),
-        classes=sections.per_class(folder),
-        calibration=sections.calibration(folder),
-        moved=sections.moved_answers(folder),
-        mistakes=_mistakes(wrong, given=len(sections.class_names(folder)) > 2),
-        answers=written,
-        gap=curves.gap(folder),
-        next=_next(folder),
-        made=made(folder),
-        recipe=_recipe(folder),
-        files=_files(folder),
-        present={name for name in FILES if (folder.path / name).is_file()},
-        problems=[cut(problem, 200) for problem in problems],
+    return (
+        _templates()
+        .get_template("report.html")
+        .render(
+            style=Markup(style),
+            style_digest=Markup(digest),
+            name=cut(folder.name, 120),
+            withheld=folder.withheld,
+            banner=banner(folder),
+            comparison=comparison(folder),
+            by_source=by_source.by_source(folder),
+            figures=key_figures(folder),
+            curves=curves.draw(folder),
+            story=curves.story(folder),
+            flow=sections.flow(folder),
+            sources=sections.sources(folder),
+            balance=sections.balance(folder),
+            lengths=sections.lengths(folder),
+            findings=sections.findings(folder),
+            preflight=sections.preflight(folder),
+            examples=examples.examples(folder),
+            confusion=sections.confusion(folder),
+            classes=sections.per_class(folder),
+            calibration=sections.calibration(folder),
+            moved=sections.moved_answers(folder),
+            mistakes=_mistakes(wrong, given=len(sections.class_names(folder)) > 2),
+            answers=written,
+            gap=curves.gap(folder),
+            next=_next(folder),
+            made=made(folder),
+            recipe=_recipe(folder),
+            files=_files(folder),
+            present={name for name in FILES if (folder.path / name).is_file()},
+            problems=[cut(problem, 200) for problem in problems],
+        )
     )
 
 
@@ -240,7 +253,7 @@ def _score_table(folder: RunFolder) -> dict[str, Any] | None:
             for name, cell in zip(names, cells, strict=True)
         ]
         rows.append((title, shown, is_tuned))
-    return {"metrics": [metric_name(name) for name in names], "rows": rows}
+    return {"metrics": [metric_name(name) for name in names], "rows": rows, "note": answers.one_by_one(folder)}
 
 
 def key_figures(folder: RunFolder) -> list[dict[str, str]]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from finesmith.tasks import dialogues, writing
 from finesmith.tasks.answer_scores import SCORERS
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from finesmith.evaluate.measurement import Measurement
     from finesmith.models.adapter_kinds import Purpose
     from finesmith.models.token_heads import Kind, TokenNetwork
-    from finesmith.tasks.language import Ints, Progress
-    from finesmith.types import Batch, Split
+    from finesmith.tasks.language import Ints, Part, Progress
+    from finesmith.types import Batch
 
 LIKELIHOODS = ("bits_per_byte", "perplexity")
 # Of the rows whose answers are written on test, the share that is written on validation, to choose a rival by.
@@ -192,7 +192,7 @@ class AnswerTask(LanguageTask):
         del epoch, seed
         return ragged(encoded.rows, positions, ids=ids, device=device)
 
-    def narrow(self, encoded: Encoded, split: Split | Literal["proof"]) -> Encoded:
+    def narrow(self, encoded: Encoded, split: Part) -> Encoded:
         """Mark some rows of test and fewer of validation as those to be answered in writing; of train none."""
         import numpy as np
 
@@ -202,6 +202,7 @@ class AnswerTask(LanguageTask):
             "validation": min(self.speech.rows, max(20, self.speech.rows // VALIDATION_SHARE)),
             "test": self.speech.rows,
             "proof": PROOF_ROWS,
+            "scored": len(sheet.aloud),
         }
         drawn = np.random.Generator(np.random.PCG64([self.speech.seed, 0xA10D])).permutation(len(sheet.aloud))
         return replace(encoded, detail=replace(sheet, aloud=np.sort(sheet.aloud[drawn[: most[split]]])))

@@ -7,26 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from finesmith.errors import DivergenceError, UserError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from finesmith.types import Batch
 
 Summed = tuple["Tensor", int]
-Distance = Literal["cosine", "euclidean"]
-
-
-def text_keys(*columns: Sequence[str]) -> list[torch.Tensor]:
-    """Return int64 keys for columns of texts, equal where the texts are, across all columns."""
-    import torch
-
-    numbers: dict[str, int] = {}
-    return [torch.tensor([numbers.setdefault(text, len(numbers)) for text in column]) for column in columns]
 
 
 def cosines(left_ND: Tensor, right_MD: Tensor) -> Tensor:
@@ -42,16 +32,11 @@ def ranking_loss(
     negatives_MD: Tensor | None = None,
     *,
     temperature: float = 0.05,
-    symmetric: bool = False,
-    keys: Sequence[Tensor] | None = None,
 ) -> Summed:
     """Return the cross-entropy of finding each anchor's positive among all positives and hard negatives.
 
     This is InfoNCE over a batch (van den Oord et al. 2018, arXiv:1807.03748; Henderson et al. 2017, arXiv:1705.00652),
-    with logits cosine / temperature. symmetric: the mean of that and of finding each positive's anchor among all
-    anchors. keys: of `text_keys` for anchors, positives and, where there are any, negatives. With them no row is told
-    that a right answer is wrong: another candidate is left out of a row where it is the same text as the row's anchor
-    or positive, or the positive of the same anchor. Raises UserError when the temperature is not above zero.
+    with logits cosine / temperature. Raises UserError when the temperature is not above zero.
     """
     import torch
     from torch.nn.functional import cross_entropy
@@ -61,54 +46,20 @@ def ranking_loss(
     logits = cosines(anchors_ND, candidates) / temperature
     count = len(anchors_ND)
     target = torch.arange(count, device=logits.device)
-    if keys is not None:
-        logits = logits.masked_fill(_right_answers(keys, count).to(logits.device), -math.inf)
-    forward = cross_entropy(logits, target, reduction="sum")
-    if not symmetric:
-        return forward, count
-    back = cosines(positives_ND, anchors_ND) / temperature
-    if keys is not None:
-        swapped = [keys[1], keys[0]]
-        back = back.masked_fill(_right_answers(swapped, count).to(back.device), -math.inf)
-    return (forward + cross_entropy(back, target, reduction="sum")) / 2, count
+    return cross_entropy(logits, target, reduction="sum"), count
 
 
-def _right_answers(keys: Sequence[Tensor], count: int) -> Tensor:
-    """Return where a candidate that is not the row's own target is a right answer all the same, bool [N, M]."""
-    import torch
-
-    anchors, positives, *negatives = keys
-    candidates = torch.cat([positives, *negatives])
-    right = (candidates[None] == anchors[:, None]) | (candidates[None] == positives[:, None])
-    right[:, :count] |= anchors[None] == anchors[:, None]
-    right[:, :count].fill_diagonal_(False)
-    return right
-
-
-def triplet_loss(
-    anchors_ND: Tensor,
-    positives_ND: Tensor,
-    negatives_ND: Tensor,
-    *,
-    margin: float = 0.5,
-    distance: Distance = "cosine",
-) -> Summed:
+def triplet_loss(anchors_ND: Tensor, positives_ND: Tensor, negatives_ND: Tensor, *, margin: float = 0.5) -> Summed:
     """Return how far each negative is from being `margin` further away than the positive, summed.
 
     max(0, d(anchor, positive) - d(anchor, negative) + margin), as in Schroff et al. 2015 (arXiv:1503.03832) with
-    d = 1 - cosine or the Euclidean distance. Raises UserError when the margin is not above zero.
+    d = 1 - cosine. Raises UserError when the margin is not above zero.
     """
+    from torch.nn.functional import cosine_similarity
+
     _positive("margin", margin)
-
-    def apart(other_ND: Tensor) -> Tensor:
-        from torch.nn.functional import cosine_similarity
-
-        if distance == "cosine":
-            return 1 - cosine_similarity(anchors_ND, other_ND)
-        return (anchors_ND - other_ND).norm(dim=1)  # type: ignore[no-any-return]
-
-    gap_N = apart(positives_ND) - apart(negatives_ND) + margin
-    return gap_N.clamp_min(0).sum(), len(anchors_ND)
+    near_N, far_N = (cosine_similarity(anchors_ND, other_ND) for other_ND in (positives_ND, negatives_ND))
+    return (far_N - near_N + margin).clamp_min(0).sum(), len(anchors_ND)
 
 
 def supervised_contrastive_loss(embeddings_ND: Tensor, labels_N: Tensor, *, temperature: float = 0.07) -> Summed:

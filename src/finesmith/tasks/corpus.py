@@ -99,7 +99,8 @@ class Corpus:
     role; notes: what was found and mended; content: the same rows as the task reads them; answers: what stands beside
     each text and is looked at with it, but not compared as copies; parts: the columns of texts, by role, where a row
     has more than one and each is a sequence by itself; strata: what every split is to have its share of, by rows, None
-    where shares are of characters; lost: rows of the files that are not here, counted by reason.
+    where shares are of characters; lost: rows of the files that are not here, counted by reason; numeric: labels are
+    numbers.
     """
 
     texts: Sequence[str]
@@ -114,6 +115,7 @@ class Corpus:
     parts: Mapping[str, Sequence[str]] | None = None
     strata: Sequence[str] | None = None
     lost: Mapping[str, int] = field(default_factory=dict)
+    numeric: bool = False
 
     def __len__(self) -> int:
         return len(self.texts)

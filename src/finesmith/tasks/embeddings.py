@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +14,18 @@ from finesmith.data import related
 from finesmith.data.pairs import Kind
 from finesmith.data.related import Related
 from finesmith.errors import DataError, UserError
+from finesmith.evaluate.correlation import CORRELATIONS, correlations
 from finesmith.tasks.corpus import Baseline, Choices, Contrast, Corpus, Encoded, Outcome, Reading, columns_of
+from finesmith.tasks.embedding_rows import (
+    columns_of_rows,
+    corpus_of,
+    cosines,
+    laid_out,
+    scale_of,
+    search_of,
+    summary_of,
+    unit_length,
+)
 from finesmith.tasks.encoded_texts import Detail, over_texts
 from finesmith.tasks.language import LanguageTask
 
@@ -23,9 +35,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from finesmith.data.sources import Origin
     from finesmith.evaluate.measurement import Measurement
-    from finesmith.evaluate.search import Search
     from finesmith.models.adapter_kinds import Purpose
     from finesmith.models.encoder import Encoder
     from finesmith.models.language import Attention
@@ -41,16 +51,20 @@ if TYPE_CHECKING:
 LOSSES: Mapping[Kind, tuple[str, ...]] = {
     "pairs": ("ranking",),
     "triplets": ("ranking", "triplet"),
+    "scored pairs": ("similarity",),
     "labelled": ("supervised",),
 }
 
 
 @dataclass(frozen=True)
 class Embeddings(LanguageTask):
-    """Texts that belong together. rows: what told so in training; contrast: how it was learnt."""
+    """Texts that belong together. rows: what told so in training; contrast: how it was learnt; scale: of scored pairs,
+    the scores that are the cosines 0 and 1.
+    """
 
     rows: Kind
     contrast: Contrast
+    scale: tuple[float, float] | None = None
 
     name: ClassVar[str] = "embeddings"
     unit: ClassVar[str] = "rows"
@@ -70,7 +84,7 @@ class Embeddings(LanguageTask):
 
     @classmethod
     def read(cls, sources: Sequence[str], reading: Reading) -> Corpus:
-        """Read pairs, triplets or labelled sentences of a table."""
+        """Read pairs, triplets, scored pairs or labelled sentences of a table."""
         from finesmith.data.sources import read
 
         source = read(sources, encoding=reading.encoding)
@@ -78,7 +92,7 @@ class Embeddings(LanguageTask):
             "text": reading.text, "text_pair": reading.text_pair, "negative": reading.negative, "label": reading.label
         }  # fmt: skip
         rows, columns = related.read_related(source, {name: column for name, column in given.items() if column})
-        return _corpus(rows, source.origins, columns)
+        return corpus_of(rows, source.origins, columns)
 
     @classmethod
     def read_unlabelled(cls, sources: Sequence[str], reading: Reading) -> Corpus:
@@ -86,19 +100,19 @@ class Embeddings(LanguageTask):
         from finesmith.data.sources import read
 
         source = read(sources, encoding=reading.encoding)
-        return _corpus(related.read_texts(source, reading.text or "text", reading.text_pair), source.origins, {})
+        return corpus_of(related.read_texts(source, reading.text or "text", reading.text_pair), source.origins, {})
 
     @classmethod
     def join(cls, parts: Sequence[Corpus]) -> Corpus:
         """Lay rows end to end."""
         rows = related.join([part.content for part in parts])
-        return _corpus(rows, [origin for part in parts for origin in part.origins], columns_of(parts))
+        return corpus_of(rows, [origin for part in parts for origin in part.origins], columns_of(parts))
 
     @classmethod
     def take(cls, corpus: Corpus, positions: Sequence[int] | Ints) -> Corpus:
         """Return the rows at `positions`; those that hang together still do."""
         groups = None if corpus.groups is None else [corpus.groups[int(p)] for p in positions]
-        return _laid_out(corpus.content.take(positions), corpus.origins, corpus.columns, groups)
+        return laid_out(corpus.content.take(positions), corpus.origins, corpus.columns, groups)
 
     @classmethod
     def learn(cls, train: Corpus, choices: Choices) -> Embeddings:
@@ -119,7 +133,7 @@ class Embeddings(LanguageTask):
                     f"{several} labels have two training sentences or more; expected at least two such labels, to "
                     "bring sentences of one together and tell those of different ones apart"
                 )
-        return cls(rows, chosen)
+        return cls(rows, chosen, None if train.content.scores is None else scale_of(train))
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Embeddings:
@@ -127,19 +141,35 @@ class Embeddings(LanguageTask):
         rows, chosen = state["rows"], dict(state["contrast"])
         if rows not in LOSSES or chosen["pooling"] not in ("auto", "mean", "cls", "last"):
             raise ValueError(rows)
-        return cls(rows, Contrast(**{**chosen, "widths": tuple(int(width) for width in chosen["widths"])}))
+        scale = None
+        if rows == "scored pairs":
+            low, high = (float(end) for end in state["scale"])
+            if not (isfinite(low) and isfinite(high) and low < high):
+                raise ValueError(low)
+            scale = low, high
+        return cls(rows, Contrast(**{**chosen, "widths": tuple(int(width) for width in chosen["widths"])}), scale)
 
     @property
     def state(self) -> dict[str, Any]:
         """What the rows were, and how it was learnt."""
         from dataclasses import asdict
 
-        return {"name": self.name, "rows": self.rows, "contrast": asdict(self.contrast)}
+        scale = {} if self.scale is None else {"scale": list(self.scale)}
+        return {"name": self.name, "rows": self.rows, "contrast": asdict(self.contrast), **scale}
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """How well what belongs together is found; a label has more fellows than ten, so its recall says little."""
+        """How well what belongs together is found; a label has more fellows than ten, so its recall says little. Of
+        scored pairs how well cosines go with scores.
+        """
+        if self.rows == "scored pairs":
+            return CORRELATIONS
         return ("ndcg@10", "accuracy@1", *(() if self.rows == "labelled" else ("recall@10",)), "mrr", "map")
+
+    @property
+    def settled(self) -> Mapping[str, tuple[Any, str]]:
+        """The loss of scored pairs: it reads none of the numbers that others do."""
+        return {"contrast.loss": ("similarity", "the pairs have scores")} if self.rows == "scored pairs" else {}
 
     @property
     def labels(self) -> None:
@@ -149,12 +179,12 @@ class Embeddings(LanguageTask):
     @classmethod
     def of_texts(cls, texts: Sequence[str], where: Sequence[str]) -> Corpus:
         """Take texts by themselves."""
-        return _corpus(related.texts_of({"text": texts}, where), (), {})
+        return corpus_of(related.texts_of({"text": texts}, where), (), {})
 
     def require_known(self, corpus: Corpus) -> None:
         """Accept labels and texts of any kind, if they are told in the same way as the training rows."""
         told = corpus.content.kind
-        if (told == "labelled") != (self.rows == "labelled"):
+        if told != self.rows and not {told, self.rows} <= {"pairs", "triplets"}:
             raise DataError(f"{corpus.where[0]} is of {told}, but the model was tuned on {self.rows}; expected those")
 
     def load(
@@ -190,19 +220,27 @@ class Embeddings(LanguageTask):
             if alone := int((np.bincount(answers) == 1).sum()):
                 notes.append(f"{alone} labels have one sentence here, which nothing can be brought together with")
         lengths = tokens.original_lengths.reshape(-1, width).sum(axis=1).astype(np.int64)
-        detail = Detail(tokens, answers, rows.pairs() if width > 1 else None)
+        scores = None
+        if self.scale is not None and rows.scores is not None:
+            low, high = self.scale
+            scores = (np.asarray(rows.scores) - low) / (high - low)
+        detail = Detail(tokens, answers, rows.pairs() if width > 1 else None, scores)
         return Encoded(detail.rows(), lengths, detail, notes)
 
     def order(self, encoded: Encoded, batch_size: int, seed: int, step: int) -> Ints:
         """Return the rows of a step: batches of one epoch after the other, of which some may have one more."""
+        if self.rows == "scored pairs":
+            return super().order(encoded, batch_size, seed, step)
         return encoded.detail.step(batch_size, seed, step)  # type: ignore[no-any-return]
 
     def steps_per_epoch(self, encoded: Encoded, batch_size: int) -> int:
         """Return how many batches an epoch has, or nearly: it can vary where many rows share a text."""
+        if self.rows == "scored pairs":
+            return super().steps_per_epoch(encoded, batch_size)
         return len(encoded.detail.batches(batch_size, 0, 0))
 
     def batch(self, encoded: Encoded, positions: Ints, ids: Ints, epoch: int, seed: int, device: Any) -> Batch:
-        """Return the texts of rows, shortest first."""
+        """Return the texts of rows, shortest first; of scored pairs with the score of each text's row in `extra`."""
         import numpy as np
         import torch
 
@@ -213,12 +251,15 @@ class Embeddings(LanguageTask):
         texts = detail.places(positions)
         texts = texts[np.argsort(detail.tokens.lengths()[texts], kind="stable")]
         answers, names = torch.from_numpy(detail.answers), np.repeat(ids, detail.width)
-        return ragged(detail.tokens, texts, ids=names, targets=answers, device=device)
+        made = ragged(detail.tokens, texts, ids=names, targets=answers, device=device)
+        if detail.scores is None:
+            return made
+        return replace(made, extra=torch.from_numpy(detail.scores[texts // detail.width]).to(device))
 
     def taught(self, encoded: Encoded, batch: Batch) -> list[str] | None:
         """Return of each text of a pair or triplet which it is."""
         assert batch.targets is not None
-        names = tuple(related.ROLES.values())
+        names = ("first", "second") if self.rows == "scored pairs" else tuple(related.ROLES.values())
         return None if encoded.detail.pairs is None else [names[column] for column in batch.targets.tolist()]
 
     def loss(self, network: Encoder, encoded: Encoded, batch: Batch) -> tuple[torch.Tensor, int]:
@@ -229,7 +270,7 @@ class Embeddings(LanguageTask):
         return self._contrast(vectors(network, batch), [batch])
 
     def backward(self, network: Encoder, within: Callable[[], AbstractContextManager[Any]]) -> Backward:
-        """Return how the gradient of a step is found where each row is told from those of all micro-batches."""
+        """Return how the gradient of a step is found: where each row is told from others, from all micro-batches'."""
         from finesmith.models.encoder import vectors
         from finesmith.tasks.contrastive import cached_backward
         from finesmith.train import step
@@ -241,7 +282,7 @@ class Embeddings(LanguageTask):
         def whole(
             loss_sum: LossSum, batches: Sequence[Batch], units: int, seed: Callable[[int], None]
         ) -> tuple[float, int, int]:
-            if len(batches) == 1:
+            if len(batches) == 1 or self.rows == "scored pairs":
                 loss, _, tokens = step.backward(loss_sum, batches, units, seed)
             else:
                 loss, _, tokens = cached_backward(encode, batches, lambda v: self._contrast(v, batches), units, seed)
@@ -272,10 +313,14 @@ class Embeddings(LanguageTask):
 
         answers = torch.cat([batch.targets for batch in batches if batch.targets is not None])
         ids = torch.cat([batch.ids for batch in batches])
+        scores = torch.cat([batch.extra for batch in batches]) if self.rows == "scored pairs" else None
         with torch.autocast(vectors.device.type, enabled=False):
-            return self._summed(_wide(vectors), answers, ids)
+            return self._summed(_wide(vectors), answers, ids, scores)
 
-    def _summed(self, vectors: torch.Tensor, answers: torch.Tensor, ids: torch.Tensor) -> Summed:
+    def _summed(
+        self, vectors: torch.Tensor, answers: torch.Tensor, ids: torch.Tensor, scores: torch.Tensor | None
+    ) -> Summed:
+        """Return the loss of vectors; answers, ids and scores are those of the texts that they are of."""
         from finesmith.tasks import contrastive
 
         chosen = self.contrast
@@ -286,14 +331,18 @@ class Embeddings(LanguageTask):
         def told(parts: Sequence[torch.Tensor]) -> Summed:
             if chosen.loss == "triplet":
                 return contrastive.triplet_loss(parts[0], parts[1], parts[2], margin=chosen.margin)
+            if aims is not None:
+                return contrastive.similarity_loss(parts[0], parts[1], aims)
             negatives = parts[2] if len(parts) > 2 else None
             return contrastive.ranking_loss(parts[0], parts[1], negatives, temperature=chosen.temperature)
 
         if self.rows == "labelled":
             parts, loss = [vectors], labelled
         else:
-            places = [(answers == column).nonzero()[:, 0] for column in range(2 if self.rows == "pairs" else 3)]
-            parts, loss = [vectors[at[ids[at].argsort()]] for at in places], told
+            places = [(answers == column).nonzero()[:, 0] for column in range(3 if self.rows == "triplets" else 2)]
+            places = [at[ids[at].argsort()] for at in places]
+            aims = None if scores is None else scores[places[0]]
+            parts, loss = [vectors[at] for at in places], told
         if not chosen.widths:
             return loss(parts)
         return contrastive.nested_loss(loss, parts, [*chosen.widths, vectors.shape[1]])
@@ -325,15 +374,19 @@ class Embeddings(LanguageTask):
         detail: Detail = encoded.detail
         if (self.rows == "labelled") != (detail.pairs is None) or not len(encoded.rows):
             return None
-        try:
-            batches = detail.batches(self.contrast.batch_size, 0, 0)
-        except DataError:
-            batches = (np.arange(len(encoded.rows)),)
+        if (self.rows == "scored pairs") != (detail.scores is not None):
+            return None
+        batches: tuple[Ints, ...] = (np.arange(len(encoded.rows)),)
+        if detail.scores is None:
+            with suppress(DataError):
+                batches = detail.batches(self.contrast.batch_size, 0, 0)
         total, units = 0.0, 0
         for rows in batches:
             texts = detail.places(rows)
             ids = torch.from_numpy(np.repeat(rows, detail.width))
-            loss, count = self._summed(torch.from_numpy(found[texts]), torch.from_numpy(detail.answers[texts]), ids)
+            answers = torch.from_numpy(detail.answers[texts])
+            scores = None if detail.scores is None else torch.from_numpy(detail.scores[texts // detail.width])
+            loss, count = self._summed(torch.from_numpy(found[texts]), answers, ids, scores)
             total, units = total + float(loss), units + count
         return total / max(1, units)
 
@@ -358,113 +411,54 @@ class Embeddings(LanguageTask):
         return Baseline(name, "TF-IDF", lambda corpus, _: Outcome(made(corpus.content.flat())))
 
     def measure(self, corpus: Corpus, encoded: Encoded, outcome: Outcome) -> dict[str, Measurement]:
-        """Measure how well what belongs together is found.
+        """Measure how well what belongs together is found, or cosines go with scores.
 
-        Raises DataError where no two rows do.
+        Raises DataError where no two rows belong together.
         """
         from finesmith.evaluate.search import measure
 
         del encoded
-        found = measure(_search(corpus), outcome.answers)
+        if corpus.content.scores is not None:
+            return dict(correlations(corpus.content.scores, cosines(outcome.answers)))
+        found = measure(search_of(corpus), outcome.answers)
         return {name: found[name] for name in self.metrics}
 
     def columns(self, corpus: Corpus, outcome: Outcome, *, quote: bool) -> dict[str, list[Any]]:
-        """Return what was found, or the embeddings where it is not known what belongs together."""
-        rows: Related = corpus.content
-        width = len(rows.texts)
-        if not rows.judged:
-            made: dict[str, list[Any]] = {"embedding": list(outcome.answers[::width])}
-            if width > 1:
-                made["cosine"] = (outcome.answers[::width] * outcome.answers[1::width]).sum(axis=1).tolist()
-            return made
-        from finesmith.evaluate.search import first_found
-
-        found = first_found(_search(corpus), outcome.answers)
-        flat = rows.flat()
-        asked = [found.get(row) for row in range(len(rows))]
-        first = [None if one is None else flat[one.first] for one in asked]
-        table: dict[str, list[Any]] = {
-            "rank": [None if one is None else one.rank for one in asked],
-            "cosine": [None if one is None else one.similarity for one in asked],
-        }
-        if rows.labels is not None:
-            table["prediction"] = [None if one is None else rows.labels[one.first] for one in asked]
-            return {**table, "found": first} if quote else table
-        return {**table, "prediction": first} if quote else table
+        """Return what was found, or cosine and score of two texts; the embeddings where nothing tells what is right."""
+        return columns_of_rows(corpus, outcome.answers, self.scale, quote=quote)
 
     def label_column(self, corpus: Corpus, *, quote: bool) -> list[Any] | None:
-        """Return the label, or the positive where it may be quoted."""
+        """Return the label or score, or the positive where it may be quoted."""
         rows: Related = corpus.content
+        if rows.scores is not None:
+            return list(rows.scores)
         if rows.labels is not None:
             return list(rows.labels)
         return list(rows.texts["text_pair"]) if quote else None
 
     def details(self, corpus: Corpus, outcome: Outcome) -> dict[str, Any]:
-        """Return what was searched, and how well shorter embeddings find where they were trained."""
+        """Return what was searched, and how well shorter embeddings do where they were trained."""
         from finesmith.evaluate.search import measure
 
-        search, widths = _search(corpus), []
+        told, widths = {}, []
+        search = None if corpus.content.scores is not None else search_of(corpus)
+        if search is not None:
+            counts = {"queries": len(search.queries), "documents": len(search.documents), "rows": search.rows}
+            told = {"search": counts}
         for width in sorted(self.contrast.widths):
-            cut = outcome.answers[:, :width]
-            widths.append({"width": width, **{n: m.value for n, m in measure(search, _unit(cut)).items()}})
-        told = {"queries": len(search.queries), "documents": len(search.documents), "rows": search.rows}
-        return {"search": told, **({"widths": widths} if widths else {})}
+            cut = unit_length(outcome.answers[:, :width])
+            found = correlations(corpus.content.scores, cosines(cut)) if search is None else measure(search, cut)
+            widths.append({"width": width, **{name: one.value for name, one in found.items()}})
+        return {**told, **({"widths": widths} if widths else {})}
 
     def summary(self, corpus: Corpus) -> dict[str, Any]:
         """Count the sentences of each label, or the different texts of each column."""
-        rows: Related = corpus.content
-        if rows.labels is not None:
-            return {"labels": dict(Counter(str(label) for label in rows.labels).most_common())}
-        names = {"text": "anchors", "text_pair": "positives", "negative": "negatives"}
-        texts = {f"different {names[name]}": len(set(column)) for name, column in rows.texts.items()}
-        return {"summary": {rows.kind: len(rows), **texts}}
+        return summary_of(corpus.content)
 
 
 def _wide(vectors: torch.Tensor) -> torch.Tensor:
     """Return vectors in numbers of four bytes at least: cosines over a temperature need their digits."""
     return vectors if vectors.element_size() > 4 else vectors.float()
-
-
-def _corpus(rows: Related, origins: Sequence[Origin], columns: Mapping[str, str]) -> Corpus:
-    return _laid_out(rows, origins, columns, related.groups(rows))
-
-
-def _laid_out(
-    rows: Related, origins: Sequence[Origin], columns: Mapping[str, str], groups: Sequence[str] | None
-) -> Corpus:
-    return Corpus(
-        texts=["\n".join(parts) for parts in zip(*rows.texts.values(), strict=True)],
-        labels=rows.labels,
-        groups=groups,
-        where=rows.where,
-        origins=origins,
-        columns=columns,
-        notes=(),
-        content=rows,
-        parts=rows.texts if len(rows.texts) > 1 else None,
-        strata=[""] * len(rows) if rows.labels is None else [label or "" for label in rows.labels],
-        lost={"pairs of equal texts": rows.identical} if rows.identical else {},
-    )
-
-
-def _search(corpus: Corpus) -> Search:
-    from finesmith.evaluate import search
-
-    rows: Related = corpus.content
-    found = search.of_pairs(rows.numbers()) if rows.labels is None else search.of_labels([str(x) for x in rows.labels])
-    if not len(found.queries):
-        raise DataError(
-            f"of the {len(rows):,} sentences no two have one label ({rows.where[0]} and those after it), so there is "
-            "nothing to be found; expected at least two of some label: give the split more rows"
-        )
-    return found
-
-
-def _unit(vectors: Vectors) -> Vectors:
-    import numpy as np
-
-    lengths: Vectors = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return vectors / lengths
 
 
 TASK: type[LanguageTask] = Embeddings

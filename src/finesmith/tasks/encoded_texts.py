@@ -28,13 +28,15 @@ class Detail:
     """Rows of encoded texts.
 
     tokens: of every text, those of a row beside each other; answers: int64, one for each text: its label's number, or
-    its column (0 anchor, 1 positive, 2 negative); pairs: the texts, where they are pairs; epochs: the batches of the
-    epochs asked for last, by batch size, seed and epoch, and the number of those of any.
+    its column (0 anchor, 1 positive, 2 negative); pairs: the texts, where they are pairs; scores: [rows], how alike the
+    texts of scored pairs are to be, 0 to 1 in training; epochs: the batches of the epochs asked for last, by batch
+    size, seed and epoch, and the number of those of any.
     """
 
     tokens: Tokens
     answers: Ints
     pairs: Pairs | None
+    scores: Floats | None = None
     epochs: dict[tuple[int, int, int], tuple[Ints, ...]] = field(default_factory=dict)
     counts: dict[tuple[int, int, int], int] = field(default_factory=dict)
 

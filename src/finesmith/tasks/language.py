@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     # What the model ends in: a head of words or labels, or nothing.
     Head = Kind | Literal["embedding"]
+    Part = Split | Literal["proof", "scored"]
 
     Floats = npt.NDArray[np.float64]
     Ints = npt.NDArray[np.int64]
@@ -259,9 +260,9 @@ class LanguageTask(ABC):
     def predict(self, network: Any, encoded: Encoded, progress: Progress | None = None) -> Outcome:
         """Run a network over the rows."""
 
-    def narrow(self, encoded: Encoded, split: Split | Literal["proof"]) -> Encoded:
-        """Return rows of a split, or of the proof that the saved network is the evaluated one, with those marked that
-        are answered at length: by default as they are.
+    def narrow(self, encoded: Encoded, split: Part) -> Encoded:
+        """Return rows of a split, of the proof that the saved network is the evaluated one, or to be scored outside of
+        a run, with those marked that are answered at length: by default as they are.
         """
         del split
         return encoded

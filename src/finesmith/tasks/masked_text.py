@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from finesmith.tasks import documents
@@ -18,21 +18,37 @@ if TYPE_CHECKING:
     from finesmith.evaluate.measurement import Measurement
     from finesmith.models.adapter_kinds import Purpose
     from finesmith.models.token_heads import Kind, TokenNetwork
-    from finesmith.tasks.language import Floats, Ints, Progress
+    from finesmith.tasks.language import Floats, Ints, Part, Progress
     from finesmith.types import Batch
 
 
 # The masks by which models are measured are the same in every run.
 MEASURED_SEED = 0
+# Tokens one by one cost a sequence each, so they are drawn: sequences of so many tokens in all.
+DRAWN_TOKENS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Masked:
-    """text: the sequences unmasked; rule: how they are masked; maskable: [D], each document's tokens that may be."""
+    """text: the sequences unmasked; rule: how they are masked; maskable: [D], each document's tokens that may be;
+    drawn: int64 [K], the places in `text` of tokens that are also guessed one by one.
+    """
 
     text: Sequences
     rule: MaskRule
     maskable: Floats
+    drawn: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class OneByOne:
+    """What tokens masked by themselves cost. log_probabilities: [D], of those of each document, in nats; targets: int64
+    [D], how many these are; maskable: how many there were to draw from.
+    """
+
+    log_probabilities: Floats
+    targets: Ints
+    maskable: int
 
 
 @dataclass(frozen=True)
@@ -137,12 +153,10 @@ class MaskedText(LanguageTask):
             sums_by_row(found.maskable != FIXED, offsets), found.documents, len(found.bytes)
         )
         notes = [f"{found.unmaskable} sequences hold nothing that can be masked"] if found.unmaskable else []
-        return Encoded(rows, lengths, Masked(found, rule, maskable), notes)
+        return Encoded(rows, lengths, Masked(found, rule, maskable, np.empty(0, np.int64)), notes)
 
     def batch(self, encoded: Encoded, positions: Ints, ids: Ints, epoch: int, seed: int, device: Any) -> Batch:
         """Return the sequences with the masks of this epoch."""
-        from dataclasses import replace
-
         import torch
 
         from finesmith.data.masking import masked_batch
@@ -158,13 +172,44 @@ class MaskedText(LanguageTask):
         values = over_tokens(network, encoded.rows, lambda batch: token_log_probabilities(network, batch), 1, progress)
         return _outcome(values[:, 0], encoded)
 
+    def narrow(self, encoded: Encoded, split: Part) -> Encoded:
+        """Draw the tokens that are guessed one by one, on test and where scores are asked for; elsewhere none."""
+        from finesmith.data.masking import draw_tokens
+
+        if split not in ("test", "scored"):
+            return encoded
+        drawn = draw_tokens(encoded.detail.text, DRAWN_TOKENS, seed=MEASURED_SEED)
+        return replace(encoded, detail=replace(encoded.detail, drawn=drawn))
+
+    def answer(self, network: TokenNetwork, encoded: Encoded, progress: Progress | None = None) -> Outcome:
+        """Return the log probabilities of masked tokens, and of those drawn, each masked without the others."""
+        import numpy as np
+
+        from finesmith.data.masking import one_at_a_time
+        from finesmith.models.token_loss import token_log_probabilities
+
+        outcome, detail = self.predict(network, encoded, progress), encoded.detail
+        if not len(detail.drawn):
+            return outcome
+        rows = one_at_a_time(detail.text, detail.rule, detail.drawn)
+        values = over_tokens(network, rows, lambda batch: token_log_probabilities(network, batch), 1)
+        sequences = np.searchsorted(np.asarray(detail.text.tokens.offsets), detail.drawn, side="right") - 1
+        owners, count = detail.text.documents[sequences], len(detail.text.bytes)
+        sums = documents.by_document(sums_by_row(values[:, 0], rows.offsets), owners, count)
+        each = OneByOne(sums, np.bincount(owners, minlength=count), int(detail.maskable.sum()))
+        return replace(outcome, answers=each)
+
+    def answered(self, outcome: Outcome) -> Ints | None:
+        """Return the documents of which tokens were guessed one by one."""
+        return None if outcome.answers is None else outcome.answers.targets.nonzero()[0]
+
     def fit_baseline(self, name: str, train: Corpus, encoded: Encoded, base: Callable[[], TokenNetwork]) -> Baseline:
         """Take the untuned model, or guess every word by how frequent its pieces are."""
         import numpy as np
 
         del train
         if name == "base":
-            return Baseline(name, "untuned base model", lambda _, rows: self.predict(base(), rows))
+            return Baseline(name, "untuned base model", lambda _, rows: self.answer(base(), rows))
         text = encoded.detail.text
         size = len(encoded.detail.rule.ordinary) + 1
         counts = np.bincount(np.asarray(text.tokens.tokens)[text.maskable > 0], minlength=1)
@@ -180,15 +225,23 @@ class MaskedText(LanguageTask):
         return Baseline(name, "how frequent each piece is", guess)
 
     def measure(self, corpus: Corpus, encoded: Encoded, outcome: Outcome) -> dict[str, Measurement]:
-        """Measure bits per byte, and perplexity a masked token."""
+        """Measure bits per byte and perplexity of masked tokens, and of those guessed one by one pseudo-perplexity."""
         import numpy as np
+
+        from finesmith.evaluate.language_scores import perplexity
 
         assert outcome.log_probabilities is not None
         assert outcome.targets is not None
         # What all words of a document would cost, going by those that were masked.
         scale = encoded.detail.maskable / np.maximum(outcome.targets, 1)
         bits = documents.measure_bits(corpus, outcome.log_probabilities * scale)
-        return {"bits_per_byte": bits, "perplexity": documents.measure_perplexity(outcome)}
+        found = {"bits_per_byte": bits, "perplexity": documents.measure_perplexity(outcome)}
+        if (told := self.answered(outcome)) is not None:
+            one = outcome.answers
+            found["pseudo_perplexity"] = perplexity(
+                np.minimum(one.log_probabilities[told], 0.0), one.targets[told], metric="pseudo_perplexity"
+            )
+        return found
 
     def columns(self, corpus: Corpus, outcome: Outcome, *, quote: bool) -> dict[str, list[Any]]:
         """Return the perplexity of each document's masked words."""
@@ -201,9 +254,10 @@ class MaskedText(LanguageTask):
         del corpus, quote
 
     def details(self, corpus: Corpus, outcome: Outcome) -> dict[str, Any]:
-        """Return nothing beyond the scores."""
-        del corpus, outcome
-        return {}
+        """Count the tokens guessed one by one, and those they were drawn from."""
+        del corpus
+        one = outcome.answers
+        return {} if one is None else {"one_by_one": {"tokens": int(one.targets.sum()), "of": one.maskable}}
 
     def summary(self, corpus: Corpus) -> dict[str, Any]:
         """Count documents, words and characters."""

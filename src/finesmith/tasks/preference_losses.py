@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,29 +235,25 @@ def save_reference(folder: Path, key: str, values: Iterable[float]) -> Path:
             f"the reference model's log-probability of row {int(wrong[0])} is {array[wrong[0]]}, expected a finite "
             "number; its weights may be damaged: try another model.base"
         )
-    path = folder / f"reference-{key}.npy"
+    path = folder / f"reference-{key}.npz"
     with whole(path) as beside, beside.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
+        np.savez(file, allow_pickle=False, values=array)
     return path
 
 
 def load_reference(folder: Path, key: str, count: int) -> npt.NDArray[np.float64] | None:
-    """Return the `count` log-probabilities saved under a key, or None where there are none yet.
-
-    Raises DataError when the file is not what `save_reference` wrote.
-    """
+    """Return the `count` log-probabilities saved under a key; None where there are none yet, or damaged ones."""
     import numpy as np
 
-    path = folder / f"reference-{key}.npy"
-    if not path.is_file():
+    path = folder / f"reference-{key}.npz"
+    if not zipfile.is_zipfile(path):
         return None
     try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path} cannot be read ({str(error)[:80]}); delete it, it will be computed again") from error
+        # The form has a checksum of its own, which reading compares.
+        with np.load(path, allow_pickle=False) as kept:
+            array = kept["values"]
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile):
+        return None
     if array.dtype != np.float64 or array.shape != (count,) or not np.isfinite(array).all():
-        raise DataError(
-            f"{path} holds {array.dtype} {array.shape}, expected {count:,} finite numbers of type float64; "
-            "delete it, it will be computed again"
-        )
+        return None
     return array  # type: ignore[no-any-return]

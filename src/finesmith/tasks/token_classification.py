@@ -93,6 +93,7 @@ class TokenClassification(LanguageTask):
             tuple(range(sum(map(len, contents)))),
             tuple(where for each in contents for where in each.where),
             contents[0].scheme,
+            spanned=all(each.spanned for each in contents),
         )
         origins = [origin for part in parts for origin in part.origins]
         return _corpus(sentences, groups, origins, columns_of(parts), [note for part in parts for note in part.notes])
@@ -108,6 +109,7 @@ class TokenClassification(LanguageTask):
             tuple(whole.documents[p] for p in order),
             tuple(whole.where[p] for p in order),
             whole.scheme,
+            spanned=whole.spanned,
         )
         groups = None if corpus.groups is None else [corpus.groups[p] for p in order]
         return _corpus(sentences, groups, corpus.origins, corpus.columns, corpus.notes)
@@ -272,8 +274,19 @@ class TokenClassification(LanguageTask):
         return {**found, "token_accuracy": words}
 
     def columns(self, corpus: Corpus, outcome: Outcome, *, quote: bool) -> dict[str, list[Any]]:
-        """Return the spans found, with their words where quoting is allowed, and the tag of every word."""
-        return {"prediction": self._shown(corpus, outcome.answers, quote), "tags": [list(t) for t in outcome.answers]}
+        """Return the spans found, with their words where quoting is allowed, and the tag of every word; of texts that
+        were not given as words the spans by their characters too, as a training file has them.
+        """
+        from finesmith.data.spans import character_spans
+
+        tags = outcome.answers
+        found: dict[str, list[Any]] = {"prediction": self._shown(corpus, tags, quote), "tags": [list(t) for t in tags]}
+        if corpus.content.spanned and self.scheme != "plain":
+            found["spans"] = [
+                [{"start": a, "end": b, "label": label} for a, b, label in character_spans(corpus.content, row, each)]
+                for row, each in enumerate(tags)
+            ]
+        return found
 
     def label_column(self, corpus: Corpus, *, quote: bool) -> list[Any]:
         """Return the true spans."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finesmith.errors import DivergenceError
@@ -19,16 +18,6 @@ if TYPE_CHECKING:
 LossSum = Callable[["Batch"], tuple["torch.Tensor", int]]
 # Accumulates the gradient of a step, as `backward` does.
 Backward = Callable[[LossSum, Sequence["Batch"], int, Callable[[int], None]], tuple[float, int, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What one step did. loss: mean over supervised units; grad_norm: before clipping."""
-
-    loss: float
-    grad_norm: float
-    examples: int
-    tokens: int
 
 
 def backward(

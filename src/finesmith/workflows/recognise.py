@@ -1,4 +1,4 @@
-"""Take a file of conversations for what it is, where no task is named and no other reading fits."""
+"""Take conversations, preferences and texts that belong together for what they are, where no task is named."""
 
 from __future__ import annotations
 
@@ -20,28 +20,38 @@ ROWS = 200
 
 
 def recognised(recipe: Recipe, run: Run) -> Recipe:
-    """Return the recipe with the task instruct where it names none and its data are conversations and nothing else.
+    """Return the recipe with the task that its columns speak for, where it names none.
 
-    What can be read as labelled texts stays that. A file whose columns have no names of conversations is not opened
-    beyond its head.
+    That is embeddings for anchors with positives, preferences for answers of which one is better or that are marked
+    good or bad, and instruct for conversations. What can be read as labelled texts stays that. A file whose columns
+    have no such names is not opened beyond its head.
     """
     d = recipe.data
     if recipe.task != "auto" or any((d.text, d.text_pair, d.label, d.separator)):
         return recipe
     first = as_list(d.train)[0]
-    reason = _reason(first, d.encoding) if _could_be(first) else None
-    if reason is None:
+    names = _names(Path(first))
+    found = _related(names) or (_spoken(first, d.encoding) if _could_be(names) else None)
+    if found is None:
         return recipe
-    run.record("note", message=f"task instruct: {reason}")
-    return replace(recipe, {"task": "instruct"})
+    task, reason = found
+    run.record("note", message=f"task {task}: {reason}")
+    return replace(recipe, {"task": task})
 
 
-def _could_be(source: str) -> bool:
-    """Whether the names of a file's columns, as its head shows them, are those of conversations."""
+def _related(names: Sequence[str]) -> tuple[str, str] | None:
+    columns = {name.strip().lower(): name for name in names}
+    if not {"anchor", "positive"} <= columns.keys():
+        return None
+    return "embeddings", f"columns {columns['anchor']!r} and {columns['positive']!r} hold texts that belong together"
+
+
+def _could_be(names: Sequence[str]) -> bool:
+    """Whether names of columns are those of conversations, or of answers that are compared."""
     from finesmith.data.chat_formats import detect
 
     try:
-        detect([dict.fromkeys(_names(Path(source)))])
+        detect([dict.fromkeys(names)])
     except DataError:
         return False
     return True
@@ -77,10 +87,11 @@ def _names(path: Path) -> Sequence[str]:
     return list(row) if isinstance(row, dict) else ()
 
 
-def _reason(source: str, encoding: str | None) -> str | None:
-    """Say why the rows are conversations; None where they are not, or can be read as labelled texts too."""
+def _spoken(source: str, encoding: str | None) -> tuple[str, str] | None:
+    """Return the task of rows that are conversations, and why; None where they are none, or labelled texts too."""
     from finesmith.data.chat_formats import convert, detect
     from finesmith.data.infer import profile
+    from finesmith.data.preferences import MARKS
     from finesmith.data.sources import read
 
     try:
@@ -90,10 +101,16 @@ def _reason(source: str, encoding: str | None) -> str | None:
         found = convert(rows, layout, table.places())
     except DataError:
         return None
-    marked = layout.kind == "preference" or "liked" in layout.columns
-    if marked or not found.conversations or _labelled(profile(table.table)):
+    if not found.conversations:
         return None
-    return layout.reason
+    if layout.kind == "preference":
+        return "preferences", layout.reason.partition(";")[0]
+    marks = [name for name in table.table.column_names if name.strip().lower() in MARKS]
+    if marks and all(type(row[marks[0]]) is bool for row in rows):
+        return "preferences", f"{layout.reason.partition(';')[0]}, and {marks[0]!r} says of each whether it is good"
+    if "liked" in layout.columns or _labelled(profile(table.table)):
+        return None
+    return "instruct", layout.reason
 
 
 def _labelled(profiles: Sequence[ColumnProfile]) -> bool:

@@ -35,14 +35,18 @@ class TunedLanguageModel:
     metric: str
     base: Callable[[], Network]
 
-    def answer(self, corpus: Corpus, progress: Callable[[int], None] | None = None) -> tuple[Encoded, Outcome]:
-        """Return the rows as tokens, and what the network made of them."""
+    def answer(
+        self, corpus: Corpus, progress: Callable[[int], None] | None = None, *, scored: bool = False
+    ) -> tuple[Encoded, Outcome]:
+        """Return the rows as tokens, and what the network made of them; `scored`: all by which it is measured."""
         from finesmith.models.adapter_kinds import before_tuning
 
         encoded = self.task.encode(corpus, self.network.tokenizer, self.max_length)
         if self.task.refers:
             with before_tuning(self.network, self.base) as network:
                 encoded = self.task.begin(network, encoded, cache=None, key="")
+        if scored:
+            encoded = self.task.narrow(encoded, "scored")
         return encoded, self.task.answer(self.network, encoded, progress)
 
     def laid_out(self, corpus: Corpus) -> Corpus:
@@ -200,7 +204,7 @@ def evaluate(
     corpus = model.task.read([source], _reading(model, text=text, text_pair=text_pair, label=label, encoding=encoding))
     model.task.require_known(corpus)
     given, corpus = len(corpus) + sum(corpus.lost.values()), model.laid_out(corpus)
-    encoded, outcome = model.answer(corpus, _counting(progress, len(corpus)))
+    encoded, outcome = model.answer(corpus, _counting(progress, len(corpus)), scored=True)
     measured = model.task.measure(corpus, encoded, outcome)
     answered = model.task.answered(outcome)
     scores = {name: interval(one, groups_of(corpus, len(one), answered)) for name, one in measured.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +95,7 @@ def _by_source(
             places = range(len(corpus)) if len(whole) == len(corpus) or answered is None else answered.tolist()
             at = [place for place, row in enumerate(places) if row in chosen]
             if len(places) == len(whole) and at:
-                one = replace(whole, statistics=whole.statistics[at], per_example=whole.per_example[at])
+                one = whole.take(at)
                 groups = None if corpus.groups is None else [corpus.groups[places[place]] for place in at]
                 found[name] = _with_interval(recipe, one, groups)
         return found

@@ -106,7 +106,9 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
     if recipe.data.max_length is None and kind.usual_length is not None and limit[0] > kind.usual_length:
         limit = kind.usual_length, f"the usual length for {kind.name}; longer {kind.unit} make several sequences"
     lengths = tokens.original_lengths.reshape(-1, len(corpus)).max(axis=0)
-    keep, clusters, findings, dropped = _audit(recipe, run, kind, examples, given, lengths, limit[0])
+    keep, clusters, findings, dropped = _audit(
+        recipe, run, kind, examples, given, lengths, limit[0], numeric=corpus.numeric
+    )
     flow = [{"stage": "read", "rows": read}, *dropped_rows(lost), *dropped]
     kept = keep.nonzero()[0]
     if not len(kept):
@@ -264,6 +266,8 @@ def _audit(
     given: Sequence[Split | None],
     lengths: npt.NDArray[np.int32],
     limit: int,
+    *,
+    numeric: bool,
 ) -> tuple[npt.NDArray[np.bool_], Clusters, tuple[Finding, ...], list[dict[str, Any]]]:
     """Look for faults, tell them, and drop what the recipe says."""
     from finesmith.data.audit import apply, audit
@@ -273,7 +277,7 @@ def _audit(
     findings = audit(
         examples,
         clusters=lambda: clusters,
-        kind="category",
+        kind="number" if numeric else "category",
         splits=complete(given),
         lengths=lengths.tolist(),
         max_length=limit,

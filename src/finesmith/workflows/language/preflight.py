@@ -133,9 +133,12 @@ def trials(recipe: Recipe, data: Gathered, setup: Setup) -> Iterator[Probed]:
         # A loss of pairs or of whole batches: rows cannot be taken apart, and no target has a probability of its own.
         # Of a few texts that are nearly alike no weights tell which belongs to which, so embeddings prove nothing here.
         if data.task.kind != "embedding":
+            yield trials.accumulation_equal(module, loss_sum, _cuts(recipe, data, setup), coarse=low)
             yield trials.tiny_batch_learnt(
                 module, loss_sum, lambda _: few, units, setup.learning_rate, fall=fall, alone=False
             )
+            if not network.prompt:
+                yield _generation(setup)
         return
     make, count = _few(data, setup)
     singles = [batch for batch in (make([place]) for place in range(count)) if _told(batch)]
