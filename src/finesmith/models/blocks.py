@@ -31,7 +31,7 @@ def compile_blocks(network: Network) -> None:
     if network.device.type == "cpu":
         _require_compiler()
     # What is attended to depends on the lengths of every batch, so attention stands between two compiled pieces.
-    AttentionInterface.register(RAGGED, torch.compiler.disable(ragged_attention))
+    AttentionInterface.register(RAGGED, torch.compiler.disable(ragged_attention))  # type: ignore[no-untyped-call]
     model: Any = network.classifier
     blocks = model.base_model.encoder.layer if runs_layers_itself(network) else called_blocks(network)
     for block in blocks:

@@ -136,7 +136,7 @@ def set_up(
         tokens = tokenize(data.examples.texts, data.examples.pairs, tokenizer, max_length=max_length, cache=cache)
     run.write_json("data.json", {**data.summary, "tokens": {**tokens.summary(), "added_words": words}})
     options = _apply_method(recipe, network, added.rows if added else ())
-    prepare_blocks(recipe, network)
+    adapting.prepare_blocks(recipe, network)
     if device.device == "cpu":
         if not recipe.train.compile:
             quicken_dropout(network.module)
@@ -299,18 +299,6 @@ def _metric(recipe: Recipe, data: Prepared, why: dict[str, str]) -> str:
 
 # Undefined where all targets are equal.
 NEEDS_CONTRAST = frozenset({"auroc", "mcc", "spearman", "pearson", "r2"})
-
-
-def prepare_blocks(recipe: Recipe, network: Network) -> None:
-    """Do to the blocks of a network what the recipe asks for, once the method has put in what it adds."""
-    if recipe.train.compile:
-        from finesmith.models.blocks import compile_blocks
-
-        compile_blocks(network)
-    if recipe.train.activation_checkpointing:
-        from finesmith.models.blocks import recompute_blocks
-
-        recompute_blocks(network)
 
 
 def peak_learning_rate(recipe: Recipe, report: LoadReport, why: dict[str, str], scale: float = 1.0) -> float:

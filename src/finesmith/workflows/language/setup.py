@@ -22,7 +22,6 @@ from finesmith.workflows.setup import (
     longest_sequence,
     model_facts,
     peak_learning_rate,
-    prepare_blocks,
     weights_key,
 )
 
@@ -94,7 +93,7 @@ def set_up(
     if recipe.method.freeze_layers:
         freeze_lowest(network.classifier, recipe.method.freeze_layers)
     options = adapting.put_adapter(recipe, network, task.purpose)
-    prepare_blocks(recipe, network)
+    adapting.prepare_blocks(recipe, network)
     encoded = {name: task.narrow(rows, name) for name, rows in encoded.items()}
     settled = {key: reason for key, (value, reason) in task.settled.items() if value_of(recipe, key) != value}
     why = {**data.why, **settled}
