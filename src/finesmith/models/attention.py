@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from finesmith.models import varlen
+
 if TYPE_CHECKING:
     import torch
 
@@ -24,7 +26,8 @@ class Layout:
     """Where the sequences of a ragged batch lie.
 
     lengths: of each sequence, ascending. groups: the runs of equal lengths. starts and ends: int64 [B], the first and
-    the last token of each sequence. positions: int64 [T] from 0 in each.
+    the last token of each sequence. positions: int64 [T] from 0 in each. edges: int32 [B + 1], where each sequence
+    begins, and where the last one ends.
     """
 
     lengths: tuple[int, ...]
@@ -32,6 +35,7 @@ class Layout:
     starts: torch.Tensor
     ends: torch.Tensor
     positions: torch.Tensor
+    edges: torch.Tensor
 
 
 def layout_of(lengths: torch.Tensor) -> Layout:
@@ -52,7 +56,14 @@ def layout_of(lengths: torch.Tensor) -> Layout:
         groups.append((first, j - i, sizes[i]))
         first += (j - i) * sizes[i]
         i = j
-    return Layout(sizes, tuple(groups), starts, ends - 1, positions)
+    return Layout(sizes, tuple(groups), starts, ends - 1, positions, _edges(ends))
+
+
+def _edges(ends: torch.Tensor) -> torch.Tensor:
+    """Return int32 [B + 1]: 0, and one past the last token of each sequence."""
+    import torch
+
+    return torch.nn.functional.pad(ends, (1, 0)).to(torch.int32)
 
 
 def one_each(layout: Layout) -> Layout:
@@ -61,7 +72,7 @@ def one_each(layout: Layout) -> Layout:
 
     count = len(layout.lengths)
     places = torch.arange(count, device=layout.starts.device)
-    return Layout((1,) * count, ((0, count, 1),), places, places, torch.zeros_like(places))
+    return Layout((1,) * count, ((0, count, 1),), places, places, torch.zeros_like(places), _edges(places + 1))
 
 
 @cache
@@ -108,6 +119,10 @@ def ragged_attention(
         key = key.repeat_interleave(heads // kv_heads, dim=1)
         value = value.repeat_interleave(heads // kv_heads, dim=1)
     single = query.shape[2] != key.shape[2]
+    kernel = varlen.kernel_for(query, value, dropout=dropout, single=single, window=sliding_window)
+    if kernel is not None:
+        how = varlen.How(scaling, causal, sliding_window, single)
+        return varlen.attend(kernel, query[0], key[0], value[0], ragged_layout, how)[None], None
     if query.device.type == "cpu" and (torch.is_grad_enabled() or dropout):
         from finesmith.models.attend import Rule, attend
 

@@ -7,11 +7,13 @@ in `WALKED`, and `language` compares the numbers on the very model before it rel
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from finesmith.models.again import again
 from finesmith.models.attention import Layout
 from finesmith.models.decoder_parts import Part, Turn, attend_causally, lora, parts_of, rms_norm, turn_of
 
@@ -38,10 +40,11 @@ class _Place:
     parts: dict[int | None, list[Part]]
 
 
-def states(model: Any, tokens_T: Tensor, layout: Layout, wanted_S: Tensor) -> Tensor:
+def states(model: Any, tokens_T: Tensor, layout: Layout, wanted_S: Tensor, *, recompute: bool = False) -> Tensor:
     """Return the last hidden states, after the final norm, of the tokens at the places `wanted_S`, [S, D].
 
-    The top layer computes keys and values of every token, and all else for the wanted ones.
+    The top layer computes keys and values of every token, and all else for the wanted ones. recompute: compute layers
+    again on the way back.
     """
     body = model.base_model
     hidden = body.embed_tokens(tokens_T)
@@ -55,13 +58,16 @@ def states(model: Any, tokens_T: Tensor, layout: Layout, wanted_S: Tensor) -> Te
         turns = turn_of(cosines[rows], sines[rows], scale), keys
         return _Place(turns, {window: parts_of(layout, rows, window, hidden.dtype) for window in needed})
 
+    def through(layer: Any, states: Tensor, window: int | None, rows: Tensor | None, at: _Place) -> Tensor:
+        run = partial(_layer, layer, wanted_S=rows, turns=at.turns, parts=at.parts[window])
+        return again(run, layer, states) if recompute else run(states)
+
     *lower, top = zip(body.layers, windows, strict=True)
     if lower:
         full = place(everywhere, set(windows[:-1]))
         for layer, window in lower:
-            hidden = _layer(layer, hidden, None, full.turns, full.parts[window])
-    last = place(wanted_S, {top[1]})
-    return _norm(body.norm, _layer(top[0], hidden, wanted_S, last.turns, last.parts[top[1]]))
+            hidden = through(layer, hidden, window, None, full)
+    return _norm(body.norm, through(top[0], hidden, top[1], wanted_S, place(wanted_S, {top[1]})))
 
 
 def _window(layer: Any, config: Any) -> int | None:
@@ -73,7 +79,7 @@ def _window(layer: Any, config: Any) -> int | None:
 
 
 def _layer(
-    layer: Any, hidden_TD: Tensor, wanted_S: Tensor | None, turns: tuple[Turn, Turn], parts: list[Part]
+    layer: Any, hidden_TD: Tensor, *, wanted_S: Tensor | None, turns: tuple[Turn, Turn], parts: list[Part]
 ) -> Tensor:
     attention = layer.self_attn
     normal = _norm(layer.input_layernorm, hidden_TD)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from finesmith.models.attention import Layout, layout_of, one_each, ragged_attention
@@ -32,7 +33,8 @@ class Network:
     inside; ragged: whether it runs without padding, and `why` in one sentence; fresh: the tensors with random first
     values, by their names in the classifier; grouped: whether a model that is not ragged runs one length at a time,
     because padding would change what it answers; source: the base model, where finesmith's own modules run it;
-    prompt: how many tuned vectors stand before every text.
+    prompt: how many tuned vectors stand before every text; recompute: whether blocks are computed again on the way
+    back; compiled: whether torch's compiler runs them while training.
     """
 
     module: nn.Module
@@ -45,6 +47,8 @@ class Network:
     grouped: bool = False
     source: Base | None = None
     prompt: int = 0
+    recompute: bool = False
+    compiled: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -114,8 +118,10 @@ def logits(network: Network, batch: Batch) -> Tensor:
         return prompted(network, batch)
     if network.ragged:
         layout, readout = layout_of(batch.lengths), READOUTS[model.config.model_type]
-        if model.config.model_type in BERT_LAYERS and not model.config.is_decoder:
-            return readout(model, _bert_states(model, batch, layout, first_only=True), one_each(layout))
+        if runs_layers_itself(network):
+            how = {"recompute": network.recompute, "compiled": network.compiled}
+            states = _bert_states(model, batch, layout, first_only=True, **how)
+            return readout(model, states, one_each(layout))
         return readout(model, ragged_hidden(model, batch, layout), layout)
     import torch
 
@@ -127,7 +133,7 @@ def _padded_logits(network: Network, batch: Batch) -> Tensor:
     # transformers looks for the last token that is not padding, and so past a text's own end-of-text token where that
     # is what pads. The lengths know better.
     if any(name == "score" for name, _ in model.named_children()):
-        hidden_BLD = model.base_model(**padded(network, batch)).last_hidden_state
+        hidden_BLD = model.base_model(**padded(network, batch), use_cache=False).last_hidden_state
         return model.score(hidden_BLD[range(len(batch.lengths)), batch.lengths - 1])  # type: ignore[no-any-return]
     return model(**padded(network, batch)).logits  # type: ignore[no-any-return]
 
@@ -152,7 +158,8 @@ def embed(network: Network, batch: Batch, pooling: Pooling) -> Tensor:
     model = network.classifier
     layout = layout_of(batch.lengths)
     if network.ragged:
-        return pool(ragged_hidden(model, batch, layout), layout, pooling)
+        how = {"recompute": network.recompute, "compiled": network.compiled}
+        return pool(ragged_hidden(model, batch, layout, **how), layout, pooling)
     import torch
 
     hidden = []
@@ -177,10 +184,24 @@ def pool(hidden_TD: Tensor, layout: Layout, pooling: Pooling) -> Tensor:
     return torch.cat(means)
 
 
-def ragged_hidden(model: PreTrainedModel, batch: Batch, layout: Layout) -> Tensor:
-    """Run the encoder or decoder without its head on a flat batch; returns the last hidden states, [T, D]."""
-    if model.config.model_type in BERT_LAYERS and not model.config.is_decoder:
-        return _bert_states(model, batch, layout, first_only=False)
+def runs_layers_itself(network: Network) -> bool:
+    """Whether layers of BERT are run one by one here; other models call their layers themselves."""
+    return network.ragged and _has_bert_layers(network.classifier)
+
+
+def _has_bert_layers(model: PreTrainedModel) -> bool:
+    return model.config.model_type in BERT_LAYERS and not model.config.is_decoder
+
+
+def ragged_hidden(
+    model: PreTrainedModel, batch: Batch, layout: Layout, *, recompute: bool = False, compiled: bool = False
+) -> Tensor:
+    """Run the encoder or decoder without its head on a flat batch; returns the last hidden states, [T, D].
+
+    recompute and compiled: as in a network, for layers of BERT; those that a model calls are seen to in `blocks`.
+    """
+    if _has_bert_layers(model):
+        return _bert_states(model, batch, layout, first_only=False, recompute=recompute, compiled=compiled)
     inputs = _inputs(model, batch, layout)
     options = {"use_cache": False} if model.config.model_type in DECODERS else {}
     return model.base_model(**inputs, **options, ragged_layout=layout).last_hidden_state[0]  # type: ignore[no-any-return]
@@ -196,21 +217,30 @@ def _inputs(model: PreTrainedModel, batch: Batch, layout: Layout) -> dict[str, T
     return inputs
 
 
-def _bert_states(model: Any, batch: Batch, layout: Layout, *, first_only: bool) -> Tensor:
+def _bert_states(
+    model: Any, batch: Batch, layout: Layout, *, first_only: bool, recompute: bool, compiled: bool
+) -> Tensor:
     """Return the last hidden states of an encoder of BERT's layers, [T, D], or each sequence's first one only, [B, D].
 
     A head that reads nothing else needs no more of the top layer: keys and values of every token, but one query, one
     projection and one feed-forward a sequence. With six layers that saves a seventh of all products.
     """
+    import torch
+
+    from finesmith.models.again import again
+
     states = model.base_model.embeddings(**_inputs(model, batch, layout))[0]
     layers = list(model.base_model.encoder.layer)
     for layer in layers:
         first = layout.starts if first_only and layer is layers[-1] else None
-        states = _bert_layer(layer, states, layout, first, whole=model.config.hidden_act == "gelu")
+        apart = compiled and layer.training and torch.is_grad_enabled()
+        whole = model.config.hidden_act == "gelu" and not apart
+        run = partial(_bert_layer, layer, layout=layout, first=first, whole=whole)
+        states = again(run, layer, states) if recompute else run(states)
     return states  # type: ignore[no-any-return]
 
 
-def _bert_layer(layer: Any, states: Tensor, layout: Layout, first: Tensor | None, *, whole: bool) -> Tensor:
+def _bert_layer(layer: Any, states: Tensor, *, layout: Layout, first: Tensor | None, whole: bool) -> Tensor:
     """Run one layer, in one piece where it can be and is `whole`: of the one activation that `bert_layer` has."""
     import torch
 

@@ -80,8 +80,9 @@ def token_states(network: TokenNetwork, batch: Batch, places_S: Tensor) -> Tenso
 
         # With nothing to compute at the top there is nothing to walk for, and nothing that would hold a gradient.
         if can_walk(model) and len(places_S):
-            return states(model, batch.tokens, layout, places_S)
-    return ragged_hidden(model, batch, layout).index_select(0, places_S)
+            return states(model, batch.tokens, layout, places_S, recompute=network.recompute)
+    hidden_TD = ragged_hidden(model, batch, layout, recompute=network.recompute, compiled=network.compiled)
+    return hidden_TD.index_select(0, places_S)
 
 
 def seq2seq_loss(network: Network, batch: Batch) -> tuple[Tensor, int]:

@@ -58,7 +58,8 @@ def _not_task(*names: str) -> Callable[[Recipe], bool]:
 _OF_STEPS = (
     "train.learning_rate", "train.epochs", "train.batch_size", "train.micro_batch_size", "train.weight_decay",
     "train.warmup", "train.schedule", "train.max_grad_norm", "train.evaluations", "guards.early_stopping",
-    "guards.patience", "model.dropout", "output.checkpoint_minutes", "output.keep_checkpoints",
+    "train.activation_checkpointing", "train.compile", "guards.patience", "model.dropout",
+    "output.checkpoint_minutes", "output.keep_checkpoints",
 )  # fmt: skip
 
 _IDLE = (

@@ -336,6 +336,16 @@ class Train(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="Arithmetic; auto takes bfloat16 where the device is fast at it."
     )
+    activation_checkpointing: Bool = Field(
+        default=False,
+        description="Keep only what enters each layer, and compute the layer again on the way back: the same results "
+        "in much less memory, for about a third more time.",
+    )
+    compile: Bool = Field(
+        default=False,
+        description="Have torch's compiler fuse what each layer does while it is trained. Meant for long runs on a "
+        "GPU: compiling takes a minute or more, and results differ by rounding.",
+    )
     evaluations: Count | None = Field(
         default=None, description="Evaluations on validation per epoch; null takes about 8 in the whole training."
     )

@@ -28,6 +28,7 @@ class Shape:
     model that returns a few values per sequence. `adapter_width` is the number of values that adapters keep per token,
     over all layers. `gated` says that the feed-forward block multiplies two branches;
     `score_copies` is how many matrices of attention scores a layer makes (4 where positions have their own).
+    `recomputed` says that of a layer only its input is kept, and the rest is computed again on the way back.
     """
 
     layers: int
@@ -41,6 +42,7 @@ class Shape:
     score_copies: int = 1
     output_width: int = 0
     adapter_width: int = 0
+    recomputed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,8 @@ def estimate(shape: Shape, lengths: Sequence[int], *, free: int, dtype: str, pad
         layer norms     2 h e
 
     Scores are counted as if they were kept, which they are on a CPU with dropout and not by a fused GPU kernel.
-    Weights, gradients and both AdamW moments are float32; bfloat16 training keeps a second copy of the weights.
+    Weights, gradients and both AdamW moments are float32; bfloat16 training keeps a second copy of the weights. Where
+    layers are recomputed (Chen et al. 2016, arXiv:1604.06174) each keeps h e, and one at a time all the rest.
     """
     longest = max(lengths, default=0)
     counts = [longest] * len(lengths) if padded else list(lengths)
@@ -134,15 +137,17 @@ def estimate(shape: Shape, lengths: Sequence[int], *, free: int, dtype: str, pad
     blocks = 4 if shape.gated else 2
     per_token = shape.hidden * (8 * wide + 2) + blocks * shape.intermediate * wide
     per_pair = shape.score_copies * shape.heads * (2 * wide + 1)
+    # With layers recomputed one of them is whole at a time, and of the others there is what enters them.
+    whole = min(1, shape.trained_layers) if shape.recomputed else shape.trained_layers
+    entering = shape.layers * shape.hidden * wide if shape.recomputed else 0
+    adapters = shape.adapter_width / max(1, shape.layers) if shape.recomputed else shape.adapter_width
     work = tokens * (4 * shape.hidden + blocks * shape.intermediate) * wide
     parts = {
         "weights": shape.parameters * (FLOAT32_BYTES + (wide if dtype == "bfloat16" else 0)),
         "gradients": shape.trainable * FLOAT32_BYTES,
         "optimiser": shape.trainable * 2 * FLOAT32_BYTES,
-        "activations": int(
-            SAFETY * tokens * (shape.trained_layers * per_token + (3 * shape.hidden + shape.adapter_width) * wide)
-        ),
-        "attention": int(SAFETY * squares * shape.trained_layers * per_pair),
+        "activations": int(SAFETY * tokens * (whole * per_token + entering + (3 * shape.hidden + adapters) * wide)),
+        "attention": int(SAFETY * squares * whole * per_pair),
         # Whatever depth is trained, one layer's buffers and their gradients are alive at a time.
         "backward": int(SAFETY * (work + squares * shape.score_copies * shape.heads * 2 * wide)),
         "outputs": int(SAFETY * tokens * shape.output_width * 3 * FLOAT32_BYTES),

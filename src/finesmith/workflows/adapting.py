@@ -1,4 +1,4 @@
-"""From a recipe to the adapter on a network: the one way for every task."""
+"""From a recipe to what is done to a loaded network before it is trained: the one way for every task."""
 
 from __future__ import annotations
 
@@ -27,6 +27,18 @@ def put_adapter(recipe: Recipe, network: Network, purpose: Purpose, new_rows: Se
     kind = cast("Kind", recipe.method.name)
     options = {"num_virtual_tokens": recipe.method.prompt_tokens} if kind == "prompt" else recipe.method.lora
     return add_adapter(network, kind, options, seed=recipe.train.seed, purpose=purpose, new_rows=new_rows)
+
+
+def prepare_blocks(recipe: Recipe, network: Network) -> None:
+    """Do to the blocks of a network what the recipe asks for, once the method has put in what it adds."""
+    if recipe.train.compile:
+        from finesmith.models.blocks import compile_blocks
+
+        compile_blocks(network)
+    if recipe.train.activation_checkpointing:
+        from finesmith.models.blocks import recompute_blocks
+
+        recompute_blocks(network)
 
 
 def in_recipe(recipe: Recipe) -> dict[str, Any]:

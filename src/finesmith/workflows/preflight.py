@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from finesmith.recipe import Recipe
     from finesmith.run import Run
     from finesmith.train.adamw import Optimizer
+    from finesmith.train.memory import Shape
     from finesmith.types import Batch
     from finesmith.workflows.language.setup import Setup as LanguageSetup
     from finesmith.workflows.prepare import Prepared
@@ -187,20 +188,31 @@ def smallest_change(
     from finesmith.train.memory import estimate
     from finesmith.workflows.setup import memory_shape
 
-    shape = memory_shape(recipe, setup.network, output_width)
+    usual = memory_shape(recipe, setup.network, output_width)
     free, dtype, padded = setup.device.memory_free, setup.device.dtype, not setup.network.ragged
 
-    def fits(size: int, longest: int) -> bool:
+    def fits(size: int, longest: int, shape: Shape) -> bool:
         chosen = sorted(lengths.clip(max=longest).tolist(), reverse=True)[:size]
         return estimate(shape, chosen, free=free, dtype=dtype, padded=padded).fits
 
-    longest = int(lengths.max())
-    for size in (setup.micro_batch_size // 2**i for i in range(1, setup.micro_batch_size.bit_length())):
-        if fits(size, longest):
+    longest, all_at_once = int(lengths.max()), setup.micro_batch_size
+    sizes = [all_at_once // 2**i for i in range(all_at_once.bit_length())]
+    for size in sizes[1:]:
+        if fits(size, longest, usual):
             return f"--set train.micro_batch_size={size} fits"
+    least, also = replace(usual, recomputed=True), ""
+    # A solved head keeps nothing for a way back.
+    if not usual.recomputed and recipe.method.name != "features":
+        also = "--set train.activation_checkpointing=true "
+        for size in sizes:
+            if fits(size, longest, least):
+                smaller = f"--set train.micro_batch_size={size} " if size < all_at_once else ""
+                return f"{also}{smaller}fits"
+    else:
+        least = usual
     for length in (longest * part // 8 for part in range(7, 0, -1)):
-        if length >= 8 and fits(1, length):
-            return f"--set data.max_length={length} --set train.micro_batch_size=1 fits"
+        if length >= 8 and fits(1, length, least):
+            return f"{also}--set data.max_length={length} --set train.micro_batch_size=1 fits"
     lora = "" if recipe.method.name == "lora" else "--set method.name=lora, or "
     return f"No length fits: {lora}name a smaller model.base"
 

@@ -136,8 +136,10 @@ def set_up(
         tokens = tokenize(data.examples.texts, data.examples.pairs, tokenizer, max_length=max_length, cache=cache)
     run.write_json("data.json", {**data.summary, "tokens": {**tokens.summary(), "added_words": words}})
     options = _apply_method(recipe, network, added.rows if added else ())
+    adapting.prepare_blocks(recipe, network)
     if device.device == "cpu":
-        quicken_dropout(network.module)
+        if not recipe.train.compile:
+            quicken_dropout(network.module)
         keep_gradients(network.module)
     why = dict(data.why)
     metric = _metric(recipe, data, why)
@@ -215,13 +217,14 @@ def load_network(
 
 
 def _may_be_native(recipe: Recipe, device: Device) -> bool:
-    """Whether nothing in the recipe needs transformers' own modules: an adapter, added words, padding, a GPU."""
+    """Whether nothing in the recipe needs transformers' own modules: an adapter, added words, compiling, a GPU."""
     return (
         device.device == "cpu"
         and device.dtype == "float32"
         and recipe.method.name not in ADAPTERS
         and recipe.model.attention != "padded"
         and not recipe.data.domain_words
+        and not recipe.train.compile
     )
 
 
@@ -368,13 +371,14 @@ def memory_shape(recipe: Recipe, network: Network, output_width: int) -> Shape:
     from finesmith.train.memory import shape_of
 
     parameters = [(p.numel(), p.requires_grad) for p in network.module.parameters()]
-    return shape_of(
+    shape = shape_of(
         network.classifier.config,
         parameters=sum(n for n, _ in parameters),
         trainable=sum(n for n, on in parameters if on),
         output_width=output_width,
         adapter_width=adapting.kept_per_token(recipe, network),
     )
+    return replace(shape, recomputed=recipe.train.activation_checkpointing)
 
 
 PATHS = ("data.train", "data.validation", "data.test", "model.base")
@@ -411,6 +415,11 @@ def model_facts(
     pooling: str | None,
 ) -> dict[str, Any]:
     """Return the content of `model.json`."""
+    import torch
+
+    from finesmith.models import varlen
+
+    dtype = torch.bfloat16 if device.dtype == "bfloat16" else torch.float32
     counts = [(p.numel(), p.requires_grad) for p in network.module.parameters()]
     return {
         "base": base.name,
@@ -421,8 +430,14 @@ def model_facts(
         "trainable": sum(n for n, on in counts if on),
         "method": recipe.method.name,
         "method_options": dict(options),
-        "attention": {"kind": "ragged" if network.ragged else "padded", "why": network.why},
+        "attention": {
+            "kind": "ragged" if network.ragged else "padded",
+            "why": network.why,
+            "kernel": varlen.told(network, dtype),
+        },
         "precision": device.dtype,
+        "activation_checkpointing": network.recompute,
+        "compiled": network.compiled,
         "device": asdict(device),
         "pooling": pooling,
         "dropout": dropout_of(network),

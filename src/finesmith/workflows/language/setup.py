@@ -93,6 +93,7 @@ def set_up(
     if recipe.method.freeze_layers:
         freeze_lowest(network.classifier, recipe.method.freeze_layers)
     options = adapting.put_adapter(recipe, network, task.purpose)
+    adapting.prepare_blocks(recipe, network)
     encoded = {name: task.narrow(rows, name) for name, rows in encoded.items()}
     settled = {key: reason for key, (value, reason) in task.settled.items() if value_of(recipe, key) != value}
     why = {**data.why, **settled}
