@@ -103,9 +103,12 @@ def shape_of(
             f"the configuration of this {values.get('model_type', 'unknown')} model does not give its layers, width "
             "and attention heads, so its memory cannot be estimated; set train.micro_batch_size"
         )
-    intermediate = first("intermediate_size", "hidden_dim", "n_inner", "ffn_dim", "d_ff") or 4 * hidden
+    intermediate = (
+        first("intermediate_size", "hidden_dim", "n_inner", "ffn_dim", "encoder_ffn_dim", "d_ff") or 4 * hidden
+    )
     activation = str(values.get("hidden_act", values.get("hidden_activation", "")))
     gated = "rms_norm_eps" in values or "glu" in activation or values.get("model_type") == "modernbert"
+    gated = gated or values.get("is_gated_act") is True
     deep = layers if trained_layers is None else trained_layers
     copies = 4 if values.get("pos_att_type") else 1
     return Shape(
