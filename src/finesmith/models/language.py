@@ -106,9 +106,6 @@ def load_seq2seq(
             f"model.attention is ragged, but {base.name} is an encoder-decoder, which runs padded; use auto"
         )
     model, report = _load(base, config, tokenizer, "seq2seq", seed=seed, dropout=dropout, dtype=dtype, device=device)
-    if "scale_decoder_outputs" in model.config.to_dict():
-        # T5's configuration says so of every checkpoint, also of those (v1.1, FLAN) that hold two tables.
-        model.config.tie_word_embeddings = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     network = TokenNetwork(
         model, model, tokenizer, False, "", pad_id_of(tokenizer), fresh=report.missing + report.new, kind="seq2seq",
         start=decoder_start(model),

@@ -83,6 +83,11 @@ def _t5_words(model: Any, hidden_SD: Tensor) -> Tensor:
     return scaled
 
 
+def _umt5_words(model: Any, hidden_SD: Tensor) -> Tensor:
+    scaled: Tensor = hidden_SD * model.model_dim**-0.5 if model.config.tie_word_embeddings else hidden_SD
+    return scaled
+
+
 def _modernbert_classes(model: Any, hidden_SD: Tensor) -> Tensor:
     return model.drop(model.head(hidden_SD))  # type: ignore[no-any-return]
 
@@ -103,7 +108,7 @@ HEADS: dict[Kind, dict[str, Before]] = {
         **dict.fromkeys(sorted(DECODERS | set(MASKED)), _dropout),
         "modernbert": _modernbert_classes,
     },
-    "seq2seq": dict.fromkeys(("longt5", "t5"), _t5_words),
+    "seq2seq": {"longt5": _t5_words, "t5": _t5_words, "umt5": _umt5_words},
 }
 # Where a family is not listed: tried, and kept only if the numbers agree with the model's own forward.
 USUAL: dict[Kind, Before] = {"causal": _nothing, "token": _dropout, "seq2seq": _nothing}

@@ -138,7 +138,8 @@ def save_settings(speech: Speech, network: TokenNetwork, folder: Path) -> None:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=list(stop_tokens(template, tokenizer)),
         pad_token_id=network.pad_id,
-        max_new_tokens=speech.max_new_tokens,
+        # transformers counts a token that every answer must begin with.
+        max_new_tokens=(speech.max_new_tokens or 1) + len(network.start[1:]),
         **dict(zip(keys, network.start, strict=False)),
         **chosen[speech.strategy],
     ).save_pretrained(folder)
