@@ -22,6 +22,7 @@ from transformers import (
 from finesmith.errors import ModelError
 from finesmith.guards.preflight import embeddings_fit
 from finesmith.models.language import load_language_model, load_seq2seq
+from finesmith.models.layers import depths, freeze_lowest
 from finesmith.models.load import find, load_tokenizer
 from finesmith.models.runner import decoder_start
 from finesmith.models.save import save_classifier
@@ -192,3 +193,18 @@ def test_mbart_is_given_the_language_that_begins_its_answers() -> None:
     )  # fmt: skip
     expected = model(input_ids=source[None], labels=answer[None]).loss * 4
     assert near(token_loss(network, batch)[0], expected)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_the_layers_of_the_encoder_are_the_lowest(name: str) -> None:
+    network, _ = build(name, 0)
+    found = depths(network.classifier)
+    layers = network.classifier.config.num_hidden_layers
+    for parameter, depth in found.items():
+        if "decoder" in parameter and "embed" not in parameter:
+            assert depth == layers + 1, parameter
+    freeze_lowest(network.classifier, 1)
+    frozen = {parameter for parameter, p in network.classifier.named_parameters() if not p.requires_grad}
+    assert any("shared" in parameter for parameter in frozen)
+    blocks = {parameter for parameter in frozen if "block.0" in parameter or "layers.0" in parameter}
+    assert blocks == {p for p in found if "encoder." in p and ("block.0" in p or "layers.0" in p)}

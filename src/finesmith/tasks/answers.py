@@ -1,7 +1,8 @@
 """What tasks of written answers share: learnt token by token, chosen by likelihood, judged by what is written.
 
 A task adds how its files are read, by which metrics its answers are measured, and simpler methods of its own. Rows are
-conversations whose last answer is asked for (`dialogues`); a row may have several texts that would be good answers.
+conversations whose last answer is asked for (`dialogues`; for encoder-decoders one prompt and one answer, `two_part`);
+a row may have several texts that would be good answers.
 """
 
 from __future__ import annotations
