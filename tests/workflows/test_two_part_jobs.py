@@ -90,6 +90,7 @@ def test_a_run_has_all_the_evidence(runs: Runs) -> None:
         card = (run / "model" / "README.md").read_text("utf-8")
         assert "AutoModelForSeq2SeqLM" in card
         assert "apply_chat_template" not in card
+        assert ("base.generation_config = " in card) == (run == runs.bart_run)
         assert not (run / "model" / "chat_template.jinja").exists()
     verdict = read(runs.t5_run, "verdict.json")
     assert verdict["metric"] == "rouge_l"
