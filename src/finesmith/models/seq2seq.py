@@ -62,16 +62,15 @@ def _given(network: TokenNetwork, batch: Batch) -> Iterator[tuple[dict[str, Tens
 
     assert batch.targets is not None
     sizes = batch.lengths.tolist()
+    row = torch.repeat_interleave(torch.arange(len(sizes), device=batch.tokens.device), batch.lengths)
+    counts = torch.bincount(row[batch.targets != -100], minlength=len(sizes)).tolist()
     begin = torch.full((1,), network.start[0], device=batch.tokens.device)
     sources, answers = [], []
-    rows = zip(torch.split(batch.tokens, sizes), torch.split(batch.targets, sizes), batch.ids.tolist(), strict=True)
-    for tokens, targets, name in rows:
-        answered = targets != -100
-        sources.append(tokens[~answered])
-        answers.append(torch.cat([begin, tokens[answered][:-1]]))
-        count = int(answered.sum())
+    for tokens, count, name in zip(torch.split(batch.tokens, sizes), counts, batch.ids.tolist(), strict=True):
         if not 0 < count < len(tokens):
             raise ValueError(f"example {name} has {len(tokens) - count} tokens of source and {count} of answer")
+        sources.append(tokens[:-count])
+        answers.append(torch.cat([begin, tokens[-count:-1]]))
     step = 1 if network.grouped else max(1, len(sizes))
     for at in range(0, len(sizes), step):
         some, written = sources[at : at + step], answers[at : at + step]

@@ -151,12 +151,12 @@ def _tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, answers
         part = list(texts[start : start + AT_ONCE])
         made = tokenizer(text_target=part, verbose=False) if answers else tokenizer(part, verbose=False)
         found += made["input_ids"]
-    return [_ended(ids, tokenizer) for ids in found] if answers else found
+    special = frozenset(tokenizer.all_special_ids)
+    return [_ended(ids, int(tokenizer.eos_token_id), special) for ids in found] if answers else found
 
 
-def _ended(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return an answer's ids up to the end-of-text token that ends them; some families name a language after it."""
-    end, special = tokenizer.eos_token_id, set(tokenizer.all_special_ids)
+def _ended(ids: list[int], end: int, special: frozenset[int]) -> list[int]:
+    """Return an answer's ids up to the token `end` that ends them; some families name a language after it."""
     last = len(ids)
     while last and ids[last - 1] != end and ids[last - 1] in special:
         last -= 1
