@@ -201,10 +201,13 @@ def test_the_layers_of_the_encoder_are_the_lowest(name: str) -> None:
     found = depths(network.classifier)
     layers = network.classifier.config.num_hidden_layers
     for parameter, depth in found.items():
-        if "decoder" in parameter and "embed" not in parameter:
+        # T5's table of distances counts as embeddings.
+        if "decoder" in parameter and "embed" not in parameter and "relative" not in parameter:
             assert depth == layers + 1, parameter
     freeze_lowest(network.classifier, 1)
     frozen = {parameter for parameter, p in network.classifier.named_parameters() if not p.requires_grad}
     assert any("shared" in parameter for parameter in frozen)
     blocks = {parameter for parameter in frozen if "block.0" in parameter or "layers.0" in parameter}
-    assert blocks == {p for p in found if "encoder." in p and ("block.0" in p or "layers.0" in p)}
+    assert blocks - {parameter for parameter in blocks if "relative" in parameter} == {
+        p for p in found if "encoder." in p and ("block.0" in p or "layers.0" in p) and "relative" not in p
+    }
