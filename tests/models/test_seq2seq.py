@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,14 @@ def test_what_an_encoder_decoder_cannot_do_is_said(tmp_path: Path) -> None:
     base = find(str(write_tiny_t5(tmp_path / "t5")))
     with pytest.raises(ModelError, match=r"model\.attention is ragged, but t5 is an encoder-decoder"):
         load_seq2seq(base, load_tokenizer(base), seed=0, attention="ragged")
+    config = json.loads((tmp_path / "t5" / "config.json").read_text("utf-8"))
+    settings = tmp_path / "t5" / "generation_config.json"
+    kept = settings.read_text("utf-8")
+    (tmp_path / "t5" / "config.json").write_text(json.dumps({**config, "decoder_start_token_id": None}), "utf-8")
+    settings.unlink()
+    with pytest.raises(ModelError, match=r"names no decoder_start_token_id.*config\.json"):
+        load_seq2seq(base, load_tokenizer(base), seed=0)
+    settings.write_text(kept, "utf-8")
     network, _ = load_seq2seq(base, load_tokenizer(base), seed=0, dropout=0.3)
     assert {part.p for part in network.module.modules() if isinstance(part, torch.nn.Dropout)} == {0.3}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,7 +68,10 @@ class Runs:
         beams = {"generation__strategy": "beam", "generation__beams": 2}
         self.adapted = language_plan("instruct", talks, self.bart, folder / "cache", **short, **lora, **beams)
         self.t5_run = tuned(self.whole, folder / "whole")
-        self.bart_run = tuned(self.adapted, folder / "adapted")
+        # One report is enough to look at.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("finesmith.report.page.build", lambda run: run / "report.html")
+            self.bart_run = tuned(self.adapted, folder / "adapted")
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +96,7 @@ def test_a_run_has_all_the_evidence(runs: Runs) -> None:
         assert "apply_chat_template" not in card
         assert ("base.generation_config = " in card) == (run == runs.bart_run)
         assert not (run / "model" / "chat_template.jinja").exists()
+    assert "ended by itself" in (runs.t5_run / "report.html").read_text("utf-8")
     verdict = read(runs.t5_run, "verdict.json")
     assert verdict["metric"] == "rouge_l"
     rivals = {each["name"]: each["skipped"] for each in read(runs.t5_run, "baselines.json")}
@@ -155,6 +160,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(
         if event["event"] == "step" and event["step"] == 5:
             os.kill(os.getpid(), signal.SIGTERM)
 
+    monkeypatch.setattr("finesmith.report.page.build", lambda run: run / "report.html")
     # Dropout, which draws at every step, is on.
     with pytest.raises(Stopped):
         tune(from_dict(runs.whole), out=str(tmp_path / "run"), listeners=[stop])
@@ -186,3 +192,15 @@ def test_concepts_and_a_check_before_training(runs: Runs, tmp_path: Path) -> Non
     )  # fmt: skip
     seen = check(from_dict(plan))
     assert all(probe["passed"] for probe in seen["probes"]), seen["probes"]
+
+
+def test_answers_that_do_not_begin_as_generation_does_are_stopped(runs: Runs, tmp_path: Path) -> None:
+    base = tmp_path / "bart"
+    shutil.copytree(runs.bart, base)
+    for name in ("config.json", "generation_config.json"):
+        said = json.loads((base / name).read_text("utf-8"))
+        (base / name).write_text(json.dumps({**said, "forced_bos_token_id": 9}), "utf-8")
+    found = check(from_dict({**runs.adapted, "model": {"base": str(base)}}))
+    failed = {probe["name"]: probe["evidence"] for probe in found["probes"] if not probe["passed"]}
+    assert failed.keys() == {"inference prompt"}
+    assert failed["inference prompt"].startswith("0 of 16 rows begin as inference will ask")
