@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 # The recipe's name of having no chat template.
 NONE = "none"
 EXPECTED = (
-    "an encoder-decoder takes one prompt and one answer; part the row, leave such rows out with data.malformed: drop, or "
-    "name a causal model.base"
+    "an encoder-decoder takes one prompt and one answer; part the row, leave such rows out with data.malformed: drop, "
+    "or name a causal model.base"
 )
 # Texts are tokenised so many at a time: a fast tokenizer keeps far more of each than its ids.
 AT_ONCE = 1000
