@@ -134,3 +134,41 @@ def write_tiny_llama(folder: Path) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def write_tiny_t5(folder: Path, *, bart: bool = False) -> Path:
+    """Write a T5, or a BART, of 2 + 2 layers of width 32, whose tokenizer ends each text; return the folder."""
+    import torch
+    from tokenizers import processors
+    from transformers import (
+        BartConfig,
+        BartForConditionalGeneration,
+        PreTrainedTokenizerFast,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
+
+    tokenizer = bert_tokenizer()
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    tokenizer.bos_token, tokenizer.eos_token = "[CLS]", "[SEP]"
+    begins = "[CLS] " if bart else ""
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{begins}$A [SEP]",
+        special_tokens=[("[CLS]", tokenizer.bos_token_id), ("[SEP]", tokenizer.eos_token_id)],
+    )
+    torch.manual_seed(0)
+    ids = {"pad_token_id": 0, "eos_token_id": tokenizer.eos_token_id}
+    if bart:
+        config = BartConfig(
+            vocab_size=len(tokenizer), d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+            decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=64,
+            bos_token_id=tokenizer.bos_token_id, decoder_start_token_id=tokenizer.eos_token_id,
+            forced_bos_token_id=tokenizer.bos_token_id, **ids,
+        )  # fmt: skip
+        BartForConditionalGeneration(config).save_pretrained(folder)
+    else:
+        sizes = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}
+        t5 = T5Config(vocab_size=len(tokenizer), decoder_start_token_id=0, **sizes, **ids)
+        T5ForConditionalGeneration(t5).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

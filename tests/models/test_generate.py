@@ -254,6 +254,9 @@ def test_a_forced_first_token_belongs_to_what_the_decoder_begins_with() -> None:
     expected = [theirs(model, p, new=8) for p in PROMPTS]
     assert all(new[0] == 9 for new in expected)
     assert tokens_of(found) == [new[1:] for new in expected]
+    beams = generate(model, PROMPTS, max_new_tokens=7, strategy="beam", beams=3, length_penalty=2.0)
+    expected = [theirs(model, p, new=8, num_beams=3, length_penalty=2.0) for p in PROMPTS]
+    assert tokens_of(beams) == [new[1:] for new in expected]
 
 
 def test_the_model_is_left_as_it_was() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_token_loss import BART, LENGTHS, make, rectangle
+from test_seq2seq import CONFIGS as TWO_PART
+from test_token_loss import LENGTHS, make, rectangle
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -26,7 +27,7 @@ from finesmith.errors import ModelError
 from finesmith.models import decoder
 from finesmith.models.language import load_language_model, load_seq2seq
 from finesmith.models.load import find, load_tokenizer
-from finesmith.models.token_loss import seq2seq_loss, token_logits, token_loss
+from finesmith.models.token_loss import token_logits, token_loss
 from finesmith.types import Batch
 from tiny import bert_tokenizer
 
@@ -181,14 +182,14 @@ def test_an_encoder_decoder_loads_with_its_head(tmp_path: Path) -> None:
     from transformers import BartForConditionalGeneration
 
     torch.manual_seed(0)
-    folder = written(BartForConditionalGeneration(BART), tmp_path)
+    folder = written(BartForConditionalGeneration(TWO_PART["bart"]), tmp_path)
     base = find(str(folder))
     network, report = load_seq2seq(base, load_tokenizer(base), seed=0)
     assert (report.new, report.missing) == ((), ())
     assert network.why == "padded: an encoder-decoder attends from one text to another"
     tokens = torch.tensor([5, 6, 7, 8, 9])
     targets = torch.tensor([-100, -100, -100, 8, 9])
-    loss, count = seq2seq_loss(network, Batch(tokens, torch.tensor([5]), None, targets, torch.arange(1)))
+    loss, count = token_loss(network, Batch(tokens, torch.tensor([5]), None, targets, torch.arange(1)))
     assert count == 2
     assert loss.isfinite()
     with pytest.raises(ModelError, match="is an encoder-decoder"):

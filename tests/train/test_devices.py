@@ -208,12 +208,15 @@ def test_shapes_of_many_families() -> None:
         (transformers.ModernBertConfig(), (22, 768, 12, 1152, True, 1)),
         (transformers.LlamaConfig(), (32, 4096, 32, 11008, True, 1)),
         (transformers.Qwen2Config(), (32, 4096, 32, 22016, True, 1)),
+        (transformers.T5Config(feed_forward_proj="gated-gelu"), (6, 512, 8, 2048, True, 1)),
+        (transformers.BartConfig(encoder_ffn_dim=2048), (12, 1024, 16, 2048, False, 1)),
     ]
     for config, expected in cases:
         shape = shape_of(config, parameters=10, trainable=5)
         found = (shape.layers, shape.hidden, shape.heads, shape.intermediate, shape.gated, shape.score_copies)
         assert found == expected, config.model_type
         assert shape.trained_layers == shape.layers
+        assert shape.spelt_out == (config.model_type == "t5")
     odd = SimpleNamespace(attribute_map={}, to_dict=lambda: {"model_type": "odd", "hidden_size": 8})
     with pytest.raises(UserError, match=r"this odd model does not give its layers.*set train\.micro_batch_size"):
         shape_of(odd, parameters=1, trainable=1)

@@ -14,14 +14,13 @@ from jobs import events, read, table, tuned
 from language_jobs import language_plan, write_rows
 
 import finesmith
-from finesmith.errors import DataError, ModelError, RecipeError
+from finesmith.errors import DataError, RecipeError
 from finesmith.recipe import from_dict
 from finesmith.tasks.asked_tables import RowError
 from finesmith.tasks.concept_to_text import ConceptToText, concepts_of
 from finesmith.tasks.corpus import Reading, groups_of
 from finesmith.tasks.summarisation import Summarisation
 from finesmith.workflows.apply import evaluate_file, predict_file
-from finesmith.workflows.check import check
 
 NOUNS = ("film", "story", "plot", "music", "scene", "refund", "order", "card", "bank", "app", "red", "blue", "green")
 OTHERS = ("really", "very", "not", "but", "this", "that", "warm", "cold", "dark", "late", "seven", "eight", "nine")
@@ -297,22 +296,6 @@ def test_columns_are_found_or_named(tmp_path: Path) -> None:
     plain.write_text("one two\nthree\n", "utf-8")
     assert Summarisation.read_unlabelled([str(plain)], Reading(prompt="Body")).texts == ["one two", "three"]
     assert ConceptToText.read_unlabelled([str(plain)], Reading()).texts == ["one, two", "three"]
-
-
-def test_an_encoder_decoder_is_refused_in_one_message(tmp_path: Path) -> None:
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    from tiny import bert_tokenizer
-
-    tokenizer: Any = bert_tokenizer()
-    tokenizer.eos_token = "[SEP]"
-    config = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
-    tokenizer.save_pretrained(tmp_path / "t5")
-    data = write_rows(tmp_path / "rows.jsonl", summary_rows(30))
-    plan = language_plan("summarisation", data, tmp_path / "t5", tmp_path / "cache", model__dropout=None)
-    with pytest.raises(ModelError, match=r"is an encoder-decoder \(t5\).*model\.base"):
-        check(from_dict(plan))
 
 
 @pytest.mark.parametrize(

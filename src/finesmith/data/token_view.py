@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 # What a target stands for: the next token, the token that was hidden, or a class.
-Answer = Literal["causal", "masked", "token"]
+Answer = Literal["causal", "masked", "token", "seq2seq"]
 
 MOST_TOKENS = 120
 LONGEST_TEXT = 40
@@ -115,7 +115,8 @@ def supervision(
     """Return which tokens of a row are learnt from, bool [T], and by place the answers that are not the token itself.
 
     tokens, targets: [T], the targets aligned with what the model reads. Of a causal row the token that is learnt is
-    the one after; where the target is another one, its text stands as an answer at its place. names: of the classes.
+    the one after, of an encoder-decoder's the token itself; where the target is another one, its text stands as an
+    answer at its place. names: of the classes.
     """
     import numpy as np
 
@@ -127,6 +128,8 @@ def supervision(
             learnt[place + 1] = True
             continue
         learnt[place] = True
+        if answer == "seq2seq" and int(tokens[place]) == target:
+            continue
         labels[place] = readable(names[target]) if names is not None else reader.text(target)
     return learnt, labels
 

@@ -32,18 +32,20 @@ def look_at_rows(
     causal: bool,
     beginning: int | None,
     decode: Callable[[Sequence[int]], str] | None,
+    two_part: bool = False,
     told: bool = True,
 ) -> Iterator[Probed]:
     """Run every probe of this file that applies; `answers`: what is known of rows that are a prompt and an answer.
 
+    two_part: rows are of an encoder-decoder, whose targets are not shifted, for the decoder is fed with them later.
     told: whether tokens have targets; rows that are only compared with each other have none.
     """
     if not told:
         yield one_beginning(rows.tokens, rows.offsets, beginning)
         return
     yield supervised_share(rows, whole=answers is None or answers.whole, decode=decode)
-    if causal:
-        yield shifted_once(rows)
+    if causal or two_part:
+        yield shifted_once(rows, by=int(causal))
     yield one_beginning(rows.tokens, rows.offsets, beginning)
     if answers is None:
         return
@@ -85,18 +87,20 @@ def _spans(rows: Supervised, row: int, decode: Callable[[Sequence[int]], str]) -
     return said if len(said) <= SHOWN_CHARACTERS else f"{said[:SHOWN_CHARACTERS]}…"
 
 
-def shifted_once(rows: Supervised) -> Probed:
-    """Check that what a causal model is to predict is the next token of the same row."""
+def shifted_once(rows: Supervised, *, by: int = 1) -> Probed:
+    """Check that what a model is to predict is the token of the same row `by` places on: 0 or 1."""
     import numpy as np
 
     on = rows.targets != UNSUPERVISED
-    following = np.append(rows.tokens[1:], -1)
-    following[rows.offsets[1:][rows.lengths() > 0] - 1] = -1
+    following = rows.tokens
+    if by:
+        following = np.append(rows.tokens[1:], -1)
+        following[rows.offsets[1:][rows.lengths() > 0] - 1] = -1
     right, asked = int((rows.targets[on] == following[on]).sum()), int(on.sum())
     return Probed(
         "shift",
         right == asked,
-        f"{right:,} of {asked:,} targets are the next token of their row",
+        f"{right:,} of {asked:,} targets are {'the next token of their row' if by else 'the tokens of their answer'}",
         "Targets must be shifted by one token, once: by the data or by the model, not by both",
     )
 

@@ -204,7 +204,8 @@ def generation_equal(module: nn.Module, generate: Callable[[Sequence[Sequence[in
         "generation",
         not odd,
         f"{len(prompts) - len(odd)} of {len(prompts)} prompts are continued in one batch as one by one",
-        "A causal model must be padded on the left, with a mask and positions that leave the padding out",
+        "A causal model must be padded on the left, with a mask and positions that leave the padding out; an encoder's "
+        "mask must hide it",
     )
 
 
@@ -331,18 +332,27 @@ def loss_by_its_own_forward(network: TokenNetwork, rows: Sequence[Batch]) -> flo
     from torch.nn.functional import cross_entropy
 
     from finesmith.models.forward import padded
+    from finesmith.models.seq2seq import seq2seq_logits
 
     model: Any = network.classifier
     options = {"use_cache": False} if network.kind == "causal" else {}
+
+    def told(row: Batch) -> tuple[Tensor, Tensor]:
+        assert row.targets is not None
+        on = row.targets != -100
+        if network.kind == "seq2seq":
+            return seq2seq_logits(network, row).float(), row.targets[on]
+        return model(**padded(network, row), **options).logits[0][on].float(), row.targets[on]
+
     before = model.config._attn_implementation
     with undone(network.module), torch.no_grad():
         model.eval()
         model.set_attn_implementation("eager")
         try:
-            parts = [(model(**padded(network, row), **options).logits[0].float(), row.targets) for row in rows]
+            parts = [told(row) for row in rows]
         finally:
             model.set_attn_implementation(before)
-        return float(cross_entropy(torch.cat([a for a, _ in parts]), torch.cat([b for _, b in parts if b is not None])))
+        return float(cross_entropy(torch.cat([logits for logits, _ in parts]), torch.cat([row for _, row in parts])))
 
 
 def mean_loss(module: nn.Module, loss_sum: LossSum, batches: Sequence[Batch]) -> float:

@@ -46,12 +46,13 @@ class Hypothesis:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a search goes by."""
+    """What a search goes by; `forced`: how many tokens every answer begins with that nobody chose."""
 
     beams: int
     length_penalty: float
     penalty: float
     stops: Stops
+    forced: int
 
     @property
     def candidates(self) -> int:
@@ -67,7 +68,7 @@ class Rules:
         return hypothesis.error / self._weight(hypothesis)
 
     def _weight(self, hypothesis: Hypothesis) -> float:
-        return math.pow(len(hypothesis.tokens), self.length_penalty)
+        return math.pow(self.forced + len(hypothesis.tokens), self.length_penalty)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ def search(
     """
     import torch
 
-    rules = Rules(beams, length_penalty, penalty, stops)
+    rules = Rules(beams, length_penalty, penalty, stops, len(runner.start[1:]))
     rows, logits = runner.begin(prompts)
     searches = [Search(i, *facts) for i, facts in enumerate(zip(names, prompts, limits, strict=True))]
     while True:

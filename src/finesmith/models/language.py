@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from finesmith.errors import ModelError
 from finesmith.models.attention import RAGGED, register
 from finesmith.models.encoder import Encoder, pooling_of, vectors
-from finesmith.models.forward import Network
 from finesmith.models.load import (
     Base,
     LoadReport,
@@ -20,6 +19,8 @@ from finesmith.models.load import (
     set_dropout,
 )
 from finesmith.models.probe import NO_PADDING, _tolerance, choose_attention, probe_batch
+from finesmith.models.runner import decoder_start
+from finesmith.models.seq2seq import choose_parts
 from finesmith.models.token_heads import HEADS, Kind, TokenNetwork
 from finesmith.models.token_loss import token_logits
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from finesmith.types import Batch
 
 Attention = Literal["auto", "ragged", "padded"]
-Loaded = Literal["causal", "masked", "token", "seq2seq", "encoder"]
+Loaded = Kind | Literal["encoder"]
 WORDS: dict[Loaded, str] = {
     "causal": "next-token prediction",
     "masked": "masked-word prediction",
@@ -55,12 +56,16 @@ def load_language_model(
 ) -> tuple[TokenNetwork, LoadReport]:
     """Load base weights under a head that predicts next words, masked words or one of `labels` for each token.
 
+    Of the kind "seq2seq" it is an encoder-decoder, which writes words that follow another text.
     A head that the checkpoint lacks is made with weights that `seed` fixes, its last map tied to the input embeddings
     for words, and named in the report. `attention` "auto" runs ragged where a probe on this very model shows that it
     answers as transformers does, else padded. Raises ModelError when the model cannot be loaded or cannot do this.
     """
     if (kind == "token") != (labels is not None):
         raise ValueError(f"labels are {labels!r}, but kind is {kind!r}; token classification needs them, others do not")
+    if kind == "seq2seq":
+        how: dict[str, Any] = {"attention": attention, "dtype": dtype, "device": device}
+        return load_seq2seq(base, tokenizer, seed=seed, dropout=dropout, **how)
     config = load_config(base)
     if config.is_encoder_decoder:
         fitting = "a decoder" if kind == "causal" else "an encoder"
@@ -85,20 +90,28 @@ def load_seq2seq(
     *,
     seed: int,
     dropout: float | None = None,
+    attention: Attention = "auto",
     dtype: torch.dtype | None = None,
     device: str = "cpu",
-) -> tuple[Network, LoadReport]:
+) -> tuple[TokenNetwork, LoadReport]:
     """Load an encoder-decoder with its language head; it runs padded, as its cross-attention asks.
 
-    Raises ModelError when the model cannot be loaded or is none.
+    Raises ModelError when the model cannot be loaded, is none, or does not say what its answers begin with.
     """
     config = load_config(base)
     if not config.is_encoder_decoder:
         raise ModelError(f"{base.name} ({config.model_type}) is no encoder-decoder; load it as a causal model")
+    if attention == "ragged":
+        raise ModelError(
+            f"model.attention is ragged, but {base.name} is an encoder-decoder, which runs padded; use auto"
+        )
     model, report = _load(base, config, tokenizer, "seq2seq", seed=seed, dropout=dropout, dtype=dtype, device=device)
-    why = "padded: an encoder-decoder attends from one text to another"
-    fresh = report.missing + report.new
-    return Network(model, model, tokenizer, False, why, pad_id_of(tokenizer), fresh=fresh), report
+    network = TokenNetwork(
+        model, model, tokenizer, False, "", pad_id_of(tokenizer), fresh=report.missing + report.new, kind="seq2seq",
+        start=decoder_start(model),
+    )  # fmt: skip
+    choose_parts(network)
+    return network, report
 
 
 def load_encoder(

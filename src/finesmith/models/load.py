@@ -26,6 +26,7 @@ Problem = Literal["single_label_classification", "multi_label_classification", "
 
 # Every spelling of a dropout probability in the configurations of transformers.
 DROPOUT_KEYS = (
+    "activation_dropout",
     "attention_dropout",
     "attention_probs_dropout_prob",
     "attn_pdrop",
@@ -33,6 +34,7 @@ DROPOUT_KEYS = (
     "classifier_dropout_prob",
     "cls_dropout",
     "dropout",
+    "dropout_rate",
     "embd_pdrop",
     "embedding_dropout",
     "hidden_dropout",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,7 +228,10 @@ def _merged(wrapped: Any, adapter_folder: Path) -> Any:
         inner.weight = torch.nn.Parameter(inner.weight.detach().clone(), requires_grad=False)
         wrapped.get_base_model().config.tie_word_embeddings = False
     try:
-        merged = wrapped.merge_and_unload(safe_merge=True).eval()
+        with warnings.catch_warnings():
+            # T5's configuration calls two tables tied; peft tells that it mends that.
+            warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied", UserWarning)
+            merged = wrapped.merge_and_unload(safe_merge=True).eval()
     except ValueError as error:
         raise ModelError(f"the adapter in {adapter_folder} cannot be merged: {str(error)[:300]}") from error
     if tied:

@@ -33,7 +33,7 @@ class Runner:
         self.two_part = bool(config.is_encoder_decoder)
         self.vocabulary = int(_embedding(self.inner).shape[0])
         self.context = _context_of(config.to_dict(), config.get_text_config().to_dict())
-        self.start = _decoder_start(self.inner) if self.two_part else ()
+        self.start = decoder_start(self.inner) if self.two_part else ()
         # peft lays the vectors of a learned prompt before whatever it is given, so nothing before it can be kept.
         self.cached = not learned_prompt
         self.pads = not learned_prompt and (self.two_part or "position_ids" in parameters)
@@ -218,8 +218,11 @@ def _context_of(config: dict[str, Any], text: dict[str, Any]) -> int | None:
     return None
 
 
-def _decoder_start(model: PreTrainedModel) -> tuple[int, ...]:
-    """Return what a decoder begins with: its start token, and the language or BOS token that must follow it."""
+def decoder_start(model: PreTrainedModel) -> tuple[int, ...]:
+    """Return what a decoder begins with: its start token, and the language or BOS token that must follow it.
+
+    Raises ModelError where the configuration does not say.
+    """
     settings = {**model.config.to_dict(), **(model.generation_config or model.config).to_diff_dict()}
     start, forced = settings.get("decoder_start_token_id"), settings.get("forced_bos_token_id")
     if start is None:

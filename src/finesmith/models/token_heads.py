@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from finesmith.types import Batch
 
-Kind = Literal["causal", "masked", "token"]
+Kind = Literal["causal", "masked", "token", "seq2seq"]
 Before = Callable[[Any, "Tensor"], "Tensor"]
 
 
@@ -27,12 +27,14 @@ class TokenNetwork(Network):
     """A network whose head answers for every token.
 
     kind: what it answers; split: whether the head can be computed for chosen tokens only; walked: whether a CPU runs
-    its layers through `decoder` (less work in the top layer, fewer passes over memory).
+    its layers through `decoder` (less work in the top layer, fewer passes over memory); start: of an encoder-decoder
+    the token that its decoder begins with, and one that must follow, if so.
     """
 
     kind: Kind = "causal"
     split: bool = False
     walked: bool = False
+    start: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,16 @@ def _modernbert_words(model: Any, hidden_SD: Tensor) -> Tensor:
     return model.head(hidden_SD)  # type: ignore[no-any-return]
 
 
+def _t5_words(model: Any, hidden_SD: Tensor) -> Tensor:
+    scaled: Tensor = hidden_SD * model.model_dim**-0.5 if model.config.scale_decoder_outputs else hidden_SD
+    return scaled
+
+
+def _umt5_words(model: Any, hidden_SD: Tensor) -> Tensor:
+    scaled: Tensor = hidden_SD * model.model_dim**-0.5 if model.config.tie_word_embeddings else hidden_SD
+    return scaled
+
+
 def _modernbert_classes(model: Any, hidden_SD: Tensor) -> Tensor:
     return model.drop(model.head(hidden_SD))  # type: ignore[no-any-return]
 
@@ -96,9 +108,10 @@ HEADS: dict[Kind, dict[str, Before]] = {
         **dict.fromkeys(sorted(DECODERS | set(MASKED)), _dropout),
         "modernbert": _modernbert_classes,
     },
+    "seq2seq": {"longt5": _t5_words, "t5": _t5_words, "umt5": _umt5_words},
 }
 # Where a family is not listed: tried, and kept only if the numbers agree with the model's own forward.
-USUAL: dict[Kind, Before] = {"causal": _nothing, "token": _dropout}
+USUAL: dict[Kind, Before] = {"causal": _nothing, "token": _dropout, "seq2seq": _nothing}
 # Configurations name the cap so; families that scale their logits otherwise fail the probe and answer as a whole.
 CAPPED = "final_logit_softcapping"
 

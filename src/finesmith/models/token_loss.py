@@ -15,7 +15,6 @@ from finesmith.models.token_heads import TokenNetwork, head_of, supervised
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from finesmith.models.forward import Network
     from finesmith.types import Batch
 
 
@@ -31,7 +30,7 @@ def token_loss(network: TokenNetwork, batch: Batch, *, chunk: int | None = None)
 
     places, targets = _targets(batch)
     if not network.split or network.prompt:
-        logits = _whole(network, batch)[places]
+        logits = _whole(network, batch, places)
         return cross_entropy(logits, targets, reduction="sum"), len(places)
     head = head_of(network)
     hidden = head.before(network.classifier, token_states(network, batch, places))
@@ -46,26 +45,36 @@ def token_log_probabilities(network: TokenNetwork, batch: Batch, *, chunk: int |
 
     places, targets = _targets(batch)
     if not network.split or network.prompt:
-        return -cross_entropy(_whole(network, batch)[places], targets, reduction="none")
+        return -cross_entropy(_whole(network, batch, places), targets, reduction="none")
     head = head_of(network)
     hidden = head.before(network.classifier, token_states(network, batch, places))
     return log_probabilities(hidden, head.linear, targets, head.cap, chunk or _piece(network, hidden))
 
 
 def token_logits(network: TokenNetwork, batch: Batch) -> Tensor:
-    """Return the logits of each supervised token, [S, V] or [S, C]; of every token where the batch has no targets."""
+    """Return the logits of each supervised token, [S, V] or [S, C]; of every token where the batch has no targets.
+
+    An encoder-decoder needs targets.
+    """
     places = supervised(batch)
     if not network.split or network.prompt:
-        return _whole(network, batch)[places]
+        return _whole(network, batch, places)
     head = head_of(network)
     logits: Tensor = head.linear(head.before(network.classifier, token_states(network, batch, places)))
     return logits if head.cap is None else (logits / head.cap).tanh() * head.cap
 
 
 def token_states(network: TokenNetwork, batch: Batch, places_S: Tensor) -> Tensor:
-    """Return the last hidden states, after any final norm, of the tokens at `places_S` (ascending), [S, D]."""
+    """Return the last hidden states, after any final norm, of the tokens at `places_S` (ascending), [S, D].
+
+    Of an encoder-decoder the places are those of all targets.
+    """
     import torch
 
+    if network.kind == "seq2seq":
+        from finesmith.models.seq2seq import seq2seq_states
+
+        return seq2seq_states(network, batch)
     model: Any = network.classifier
     if not network.ragged:
         options = {"use_cache": False} if network.kind == "causal" else {}
@@ -85,34 +94,6 @@ def token_states(network: TokenNetwork, batch: Batch, places_S: Tensor) -> Tenso
     return hidden_TD.index_select(0, places_S)
 
 
-def seq2seq_loss(network: Network, batch: Batch) -> tuple[Tensor, int]:
-    """Return the sum of the cross-entropies that an encoder-decoder gives to the targets, and their number.
-
-    A row's tokens are its source and then its answer; `batch.targets` is -100 on the source and holds the answer's own
-    ids, which the model shifts by its own rule. The loss is the model's own, padded, times the number of targets.
-    Raises ValueError where a row has no source or no answer.
-    """
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
-
-    assert batch.targets is not None
-    sizes = batch.lengths.tolist()
-    answers = [row[row != -100] for row in torch.split(batch.targets, sizes)]
-    sources = [
-        row[: len(row) - len(answer)] for row, answer in zip(torch.split(batch.tokens, sizes), answers, strict=True)
-    ]
-    for one, source, answer in zip(batch.ids.tolist(), sources, answers, strict=True):
-        if not len(source) or not len(answer):
-            raise ValueError(f"example {one} has {len(source)} tokens of source and {len(answer)} of answer")
-    lengths = torch.tensor([len(source) for source in sources], device=batch.tokens.device)
-    model: Any = network.classifier
-    ids = pad_sequence(sources, batch_first=True, padding_value=network.pad_id)
-    mask = torch.arange(ids.shape[1], device=ids.device)[None] < lengths[:, None]
-    labels = pad_sequence(answers, batch_first=True, padding_value=-100)
-    count = sum(len(answer) for answer in answers)
-    return model(input_ids=ids, attention_mask=mask.long(), labels=labels, use_cache=False).loss * count, count
-
-
 def _targets(batch: Batch) -> tuple[Tensor, Tensor]:
     assert batch.targets is not None
     places = supervised(batch)
@@ -127,18 +108,22 @@ def _piece(network: TokenNetwork, hidden: Tensor) -> int:
     return piece_of(vocabulary, hidden.element_size())
 
 
-def _whole(network: TokenNetwork, batch: Batch) -> Tensor:
-    """Return the logits of every token as the model's own forward gives them, padded, [T, V]."""
+def _whole(network: TokenNetwork, batch: Batch, places_S: Tensor) -> Tensor:
+    """Return the logits at `places_S` as the model's own forward gives them, padded, [S, V]."""
     import torch
 
+    if network.kind == "seq2seq":
+        from finesmith.models.seq2seq import seq2seq_logits
+
+        return seq2seq_logits(network, batch)
     if network.prompt:
         from finesmith.models.adapter_kinds import prompted
 
-        return prompted(network, batch)
+        return prompted(network, batch)[places_S]
     model: Any = network.classifier
     options = {"use_cache": False} if network.kind == "causal" else {}
     logits = []
     for part in _parts(network, batch):
         inputs = padded(network, part)
         logits.append(model(**inputs, **options).logits[inputs["attention_mask"].bool()])
-    return torch.cat(logits)
+    return torch.cat(logits)[places_S]

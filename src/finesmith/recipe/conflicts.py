@@ -126,6 +126,10 @@ _IDLE = (
         "add few_shot to evaluate.baselines",
     ),
     *(
+        _Idle(key, "text.template", lambda r: r.text.template == "none", "name a causal model.base")
+        for key in ("text.loss", "evaluate.shots")
+    ),
+    *(
         _Idle(
             f"preference.{key}",
             "train.loss",

@@ -28,7 +28,7 @@ def _known_encoding(value: str) -> str:
 _NO_TASKS = {
     "__init__", "protocol", "language", "corpus", "documents", "dialogues", "answers", "answer_rivals", "answer_scores",
     "writing", "asked_tables", "losses", "contrastive", "encoded_texts", "compared_answers", "preference_losses",
-    "preference_rivals", "embedding_rows",
+    "preference_rivals", "embedding_rows", "two_part",
 }  # fmt: skip
 _FILES_OF_TASKS = (Path(__file__).parent.parent / "tasks").glob("*.py")
 TASKS = ("auto", *sorted(f.stem.replace("_", "-") for f in _FILES_OF_TASKS if f.stem not in _NO_TASKS))

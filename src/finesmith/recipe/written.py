@@ -13,10 +13,10 @@ from finesmith.recipe.scalars import number, whole_number
 class TextLayout(Section):
     """How a conversation becomes the text that a model reads: tasks of written answers."""
 
-    template: Literal["auto", "own", "chatml", "alpaca", "inst", "plain"] = Field(
+    template: Literal["auto", "own", "chatml", "alpaca", "inst", "plain", "none"] = Field(
         default="auto",
         description="Chat template: the tokenizer's own or a named one, which is saved with the model; auto takes the "
-        "tokenizer's own, and plain where it has none.",
+        "tokenizer's own, and plain where it has none. Encoder-decoders have none.",
     )
     loss: Literal["answers", "last", "all"] = Field(
         default="answers",
@@ -26,7 +26,8 @@ class TextLayout(Section):
     too_long: Literal["drop", "shorten", "stop"] = Field(
         default="drop",
         description="Conversations longer than data.max_length: drop and count them, cut the beginning of the prompt "
-        "(and drop where the answers alone do not fit), or stop. An answer is never cut.",
+        "(and drop where the answers alone do not fit), or stop. An answer is never cut. For an encoder-decoder prompt "
+        "and answer are measured apart, and the prompt's end is cut.",
     )
 
 

@@ -44,6 +44,7 @@ HEADS = {
     "": ("SequenceClassification", "text-classification", "Text classification"),
     "token": ("TokenClassification", "token-classification", "Token classification"),
     "causal": ("CausalLM", "text-generation", "Text generation"),
+    "seq2seq": ("Seq2SeqLM", "text2text-generation", "Text-to-text generation"),
     "masked": ("MaskedLM", "fill-mask", "Masked language modelling"),
     "embedding": ("Embeddings", "sentence-similarity", "Embeddings"),
 }
@@ -101,6 +102,7 @@ def build(run_folder: Path) -> str:
             grown=bool(items(mapping(folder.data.get("tokens")).get("added_words"))),
             pooled=Markup(POOLINGS.get(str(folder.model.get("pooling")), POOLINGS["mean"])),
             written="written" in mapping(folder.scores.get("details")),
+            two_part=folder.model.get("head") == "seq2seq",
             answered=_answered(folder),
             labels=[label_text(label, 120) for label in items(folder.data.get("labels"))[:LABELS_SHOWN]],
             labels_left_out=max(0, len(items(folder.data.get("labels"))) - LABELS_SHOWN),

@@ -19,7 +19,7 @@ NO_TASKS = frozenset(
     {
         "protocol", "language", "corpus", "documents", "dialogues", "answers", "answer_rivals", "answer_scores",
         "writing", "asked_tables", "losses", "contrastive", "encoded_texts", "compared_answers", "preference_losses",
-        "preference_rivals", "embedding_rows",
+        "preference_rivals", "embedding_rows", "two_part",
     }
 )  # fmt: skip
 

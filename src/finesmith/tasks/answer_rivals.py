@@ -95,6 +95,7 @@ def _with_examples(
     from finesmith.data.chat_template import TemplateRefusedError
     from finesmith.data.render import prompt_ids
 
+    assert sheet.template is not None
     turns = conversation.turns[: dialogues.last_answer(conversation)]
     first = sum(turn.role == "system" for turn in turns[:1])
     room = sheet.max_length - (task.speech.max_new_tokens or 1)

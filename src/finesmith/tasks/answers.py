@@ -1,7 +1,8 @@
 """What tasks of written answers share: learnt token by token, chosen by likelihood, judged by what is written.
 
 A task adds how its files are read, by which metrics its answers are measured, and simpler methods of its own. Rows are
-conversations whose last answer is asked for (`dialogues`); a row may have several texts that would be good answers.
+conversations whose last answer is asked for (`dialogues`; for encoder-decoders one prompt and one answer, `two_part`);
+a row may have several texts that would be good answers.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from finesmith.tasks import dialogues, writing
+from finesmith.errors import DataError
+from finesmith.tasks import dialogues, two_part, writing
 from finesmith.tasks.answer_scores import SCORERS
 from finesmith.tasks.corpus import Answers, Baseline, Choices, Corpus, Encoded, LaidOut, Outcome, Speech
 from finesmith.tasks.language import LanguageTask, over_tokens, sums_by_row, targets_by_row
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from finesmith.evaluate.measurement import Measurement
     from finesmith.models.adapter_kinds import Purpose
     from finesmith.models.token_heads import Kind, TokenNetwork
-    from finesmith.tasks.language import Ints, Part, Progress
+    from finesmith.tasks.language import Head, Ints, Part, Progress
     from finesmith.types import Batch
 
 LIKELIHOODS = ("bits_per_byte", "perplexity")
@@ -81,6 +83,8 @@ class AnswerTask(LanguageTask):
         cls, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, choices: Choices, max_length: int
     ) -> LaidOut | None:
         """Make tokens of conversations; leave out, or stop at, those that cannot be tokens of a bounded length."""
+        if choices.speech.template == two_part.NONE:
+            return two_part.lay_out(corpus, tokenizer, choices, max_length)
         return dialogues.lay_out(corpus, tokenizer, choices, max_length)
 
     @classmethod
@@ -115,6 +119,11 @@ class AnswerTask(LanguageTask):
         return {"name": self.name, "speech": speech, "scores": list(self.scores)}
 
     @property
+    def head(self) -> Head:
+        """Next words, of a model that reads prompt and answer as one text or, without a chat template, as two."""
+        return "seq2seq" if self.speech.template == two_part.NONE else self.kind
+
+    @property
     def choices(self) -> Choices:
         """What the rows of the run were laid out by."""
         return Choices(speech=self.speech)
@@ -140,10 +149,10 @@ class AnswerTask(LanguageTask):
     @property
     def settled(self) -> Mapping[str, tuple[Any, str]]:
         """The chat template, and how long an answer may be."""
-        own = self.speech.template == "own"
+        why = {"own": "the tokenizer's own", two_part.NONE: "an encoder-decoder reads a prompt as it stands"}
         return {
             "text.template": (
-                self.speech.template, "the tokenizer's own" if own else "the tokenizer has no chat template of its own"
+                self.speech.template, why.get(self.speech.template, "the tokenizer has no chat template of its own")
             ),
             "generation.max_new_tokens": (
                 self.speech.max_new_tokens, f"{USUAL:.0%} of the training answers are no longer"
@@ -166,18 +175,20 @@ class AnswerTask(LanguageTask):
         from finesmith.data.chat_template import own_template
         from finesmith.data.supervised import UNSUPERVISED, Supervised
 
-        template, content = own_template(tokenizer.chat_template, tokenizer), corpus.content
+        content, apart = corpus.content, self.head == "seq2seq"
+        template = None if apart else own_template(tokenizer.chat_template, tokenizer)
         names = corpus.groups if corpus.groups is not None else range(len(corpus))
         # Of rows that ask the same the first stands for all.
         first = {name: row for row, name in reversed([*enumerate(names)])}
         everyone = np.sort(np.array(list(first.values()), np.int64))
         if content.references is not None:
             sheet = Sheet(content.scored, None, everyone, template, tokenizer, max_length)
-            told = Answers(
-                writing.token_ids(template.stops, tokenizer),
-                whole=self.speech.loss == "all",
-                prompts=dialogues.first_prompts(content, template, tokenizer, max_length),
-            )
+            if template is None:
+                asked = two_part.first_prompts(content, tokenizer, self.speech, max_length)
+            else:
+                asked = dialogues.first_prompts(content, template, tokenizer, max_length)
+            stops = template.stops if template is not None else [str(tokenizer.eos_token)]
+            told = Answers(writing.token_ids(stops, tokenizer), whole=self.speech.loss == "all", prompts=asked)
             return Encoded(content.trained, content.trained.lengths(), sheet, answers=told)
         prompts = content.prompts
         offsets = np.concatenate([[0], np.cumsum([len(prompt) for prompt in prompts])]).astype(np.int64)
@@ -223,7 +234,8 @@ class AnswerTask(LanguageTask):
             prompts = [sheet.prompts[row] for row in sheet.aloud.tolist()]
         else:
             assert sheet.scored is not None
-            prompts = [dialogues.prompt_of(sheet.scored, row) for row in sheet.aloud.tolist()]
+            prompt_of = two_part.prompt_of if sheet.template is None else dialogues.prompt_of
+            prompts = [prompt_of(sheet.scored, row) for row in sheet.aloud.tolist()]
         return replace(outcome, answers=writing.write(network, sheet, prompts, self.speech, progress))
 
     def differs(self, before: Outcome, after: Outcome) -> str | None:
@@ -243,6 +255,8 @@ class AnswerTask(LanguageTask):
         if name == "base":
             return Baseline(name, "untuned base model", lambda _, rows: self.answer(base(), rows))
         if name == "few_shot":
+            if self.head == "seq2seq":
+                raise DataError("an encoder-decoder takes one prompt, and no examples before it")
             return answer_rivals.few_shot(self, train, encoded, base)
         if name == "nearest":
             return answer_rivals.nearest(train)

@@ -1,4 +1,4 @@
-"""Instructions: a causal model learns to answer as the assistant of conversations does."""
+"""Instructions: a model learns to answer as the assistant of conversations does."""
 
 from __future__ import annotations
 

@@ -143,6 +143,11 @@ class LanguageTask(ABC):
         return {}
 
     @property
+    def head(self) -> Head:
+        """What the model ends in: by default the same in every run of the task."""
+        return self.kind
+
+    @property
     def why_metric(self) -> str:
         """Why the first metric is the one that decides."""
         return f"the default of {self.name}"
@@ -201,9 +206,9 @@ class LanguageTask(ABC):
         """
         from finesmith.models.language import load_language_model
 
-        assert self.kind != "embedding"
+        assert self.head != "embedding"
         return load_language_model(
-            base, tokenizer, kind=self.kind, labels=self.labels, seed=seed, dropout=dropout, attention=attention,
+            base, tokenizer, kind=self.head, labels=self.labels, seed=seed, dropout=dropout, attention=attention,
             dtype=dtype, device=device,
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Summaries: a causal model learns to write what a text says in fewer words."""
+"""Summaries: a model learns to write what a text says in fewer words."""
 
 from __future__ import annotations
 

@@ -36,13 +36,14 @@ class Written:
 @dataclass(frozen=True, slots=True)
 class Sheet:
     """What is asked of rows. scored: their tokens with the answers as targets, None where they have none; prompts:
-    what comes before the last answer, of rows without; aloud: int64, the rows whose last answer is written.
+    what comes before the last answer, of rows without; aloud: int64, the rows whose last answer is written; template:
+    None for an encoder-decoder.
     """
 
     scored: Supervised | None
     prompts: tuple[list[int], ...] | None
     aloud: Ints
-    template: ChatTemplate
+    template: ChatTemplate | None
     tokenizer: PreTrainedTokenizerBase
     max_length: int
 
@@ -90,7 +91,12 @@ def write(
 
 
 def _fitted(prompt: list[int], sheet: Sheet, speech: Speech) -> list[int] | None:
-    """Return a prompt that leaves room for an answer, cut at its beginning where that is allowed; else None."""
+    """Return a prompt that leaves room for an answer, cut at its beginning where that is allowed; else None.
+
+    An encoder-decoder has room for answers of their own, and its prompts were cut already where that is allowed.
+    """
+    if sheet.template is None:
+        return prompt if len(prompt) <= sheet.max_length else None
     if len(prompt) < sheet.max_length:
         return prompt
     if speech.too_long != "shorten":
@@ -100,9 +106,10 @@ def _fitted(prompt: list[int], sheet: Sheet, speech: Speech) -> list[int] | None
     return [*prompt[:kept], *prompt[len(prompt) - (sheet.max_length - room - kept) :]]
 
 
-def stop_tokens(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return the ids that end an answer: the template's, and the end of all text."""
-    return token_ids({*template.stops, *([str(tokenizer.eos_token)] if tokenizer.eos_token else [])}, tokenizer)
+def stop_tokens(template: ChatTemplate | None, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the ids that end an answer: the template's, if there is one, and the end of all text."""
+    stops = () if template is None else template.stops
+    return token_ids({*stops, *([str(tokenizer.eos_token)] if tokenizer.eos_token else [])}, tokenizer)
 
 
 def token_ids(names: Collection[str], tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -117,7 +124,9 @@ def save_settings(speech: Speech, network: TokenNetwork, folder: Path) -> None:
 
     from finesmith.data.chat_template import own_template
 
-    tokenizer = network.tokenizer
+    tokenizer, apart = network.tokenizer, network.kind == "seq2seq"
+    template = None if apart else own_template(tokenizer.chat_template, tokenizer)
+    keys = ("decoder_start_token_id", "forced_bos_token_id")
     drawn = {"temperature": speech.temperature or 1.0, "top_k": speech.top_k or 0, "top_p": speech.top_p or 1.0}
     chosen: dict[str, dict[str, Any]] = {
         "greedy": {"do_sample": False},
@@ -127,8 +136,10 @@ def save_settings(speech: Speech, network: TokenNetwork, folder: Path) -> None:
     config: Any = GenerationConfig
     config(
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=list(stop_tokens(own_template(tokenizer.chat_template, tokenizer), tokenizer)),
+        eos_token_id=list(stop_tokens(template, tokenizer)),
         pad_token_id=network.pad_id,
-        max_new_tokens=speech.max_new_tokens,
+        # transformers counts a token that every answer must begin with.
+        max_new_tokens=(speech.max_new_tokens or 1) + len(network.start[1:]),
+        **dict(zip(keys, network.start, strict=False)),
         **chosen[speech.strategy],
     ).save_pretrained(folder)

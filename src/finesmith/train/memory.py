@@ -26,7 +26,8 @@ class Shape:
     `trained_layers` counts the layers that gradients flow through: from the lowest with anything trainable upwards.
     `output_width` is the number of values the model returns per token (the vocabulary of a language model), 0 for a
     model that returns a few values per sequence. `adapter_width` is the number of values that adapters keep per token,
-    over all layers. `gated` says that the feed-forward block multiplies two branches;
+    over all layers. `gated` says that the feed-forward block multiplies two branches, `spelt_out` that its activation
+    is made of many small operations, which each keep their numbers (T5's approximate GELU);
     `score_copies` is how many matrices of attention scores a layer makes (4 where positions have their own).
     `recomputed` says that of a layer only its input is kept, and the rest is computed again on the way back.
     """
@@ -39,6 +40,7 @@ class Shape:
     trainable: int
     trained_layers: int
     gated: bool = False
+    spelt_out: bool = False
     score_copies: int = 1
     output_width: int = 0
     adapter_width: int = 0
@@ -105,14 +107,18 @@ def shape_of(
             f"the configuration of this {values.get('model_type', 'unknown')} model does not give its layers, width "
             "and attention heads, so its memory cannot be estimated; set train.micro_batch_size"
         )
-    intermediate = first("intermediate_size", "hidden_dim", "n_inner", "ffn_dim", "d_ff") or 4 * hidden
+    intermediate = (
+        first("intermediate_size", "hidden_dim", "n_inner", "ffn_dim", "encoder_ffn_dim", "d_ff") or 4 * hidden
+    )
     activation = str(values.get("hidden_act", values.get("hidden_activation", "")))
     gated = "rms_norm_eps" in values or "glu" in activation or values.get("model_type") == "modernbert"
+    gated = gated or values.get("is_gated_act") is True
     deep = layers if trained_layers is None else trained_layers
     copies = 4 if values.get("pos_att_type") else 1
     return Shape(
-        layers, hidden, heads, intermediate, parameters, trainable, deep, gated, copies, output_width, adapter_width
-    )
+        layers, hidden, heads, intermediate, parameters, trainable, deep, gated,
+        values.get("dense_act_fn") == "gelu_new", copies, output_width, adapter_width,
+    )  # fmt: skip
 
 
 def estimate(shape: Shape, lengths: Sequence[int], *, free: int, dtype: str, padded: bool = False) -> Estimate:
@@ -123,7 +129,7 @@ def estimate(shape: Shape, lengths: Sequence[int], *, free: int, dtype: str, pad
     hidden units, m feed-forward units, a heads and a sequence of s tokens:
 
         attention       h (5 e + 1) + a s (2 e + 1)      inputs, q, k, v, output; scores with dropout and its mask
-        feed-forward    h (e + 1) + 2 m e                (4 m e when gated)
+        feed-forward    h (e + 1) + 2 m e                (4 m e when gated, 6 m e more when spelt out)
         layer norms     2 h e
 
     Scores are counted as if they were kept, which they are on a CPU with dropout and not by a fused GPU kernel.
@@ -134,7 +140,7 @@ def estimate(shape: Shape, lengths: Sequence[int], *, free: int, dtype: str, pad
     counts = [longest] * len(lengths) if padded else list(lengths)
     tokens, squares = sum(counts), sum(count * count for count in counts)
     wide = 2 if dtype == "bfloat16" else FLOAT32_BYTES
-    blocks = 4 if shape.gated else 2
+    blocks = (4 if shape.gated else 2) + (6 if shape.spelt_out else 0)
     per_token = shape.hidden * (8 * wide + 2) + blocks * shape.intermediate * wide
     per_pair = shape.score_copies * shape.heads * (2 * wide + 1)
     # With layers recomputed one of them is whole at a time, and of the others there is what enters them.

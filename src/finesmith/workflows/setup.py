@@ -372,7 +372,7 @@ def memory_shape(recipe: Recipe, network: Network, output_width: int) -> Shape:
 
     parameters = [(p.numel(), p.requires_grad) for p in network.module.parameters()]
     shape = shape_of(
-        network.classifier.config,
+        network.classifier.config.get_text_config(),
         parameters=sum(n for n, _ in parameters),
         trainable=sum(n for n, on in parameters if on),
         output_width=output_width,

@@ -26,6 +26,7 @@ LONGEST_LABEL = 120
 MEANING = {
     "document": "One answer is learnt for the whole row.",
     "causal": "Marked tokens are learnt, each from those before it.",
+    "seq2seq": "Marked tokens are learnt, each from those before it that are marked and from all that are not.",
     "masked": "Marked tokens are learnt: behind each stands what is to be guessed there. Masks of the first epoch.",
     "token": "Marked tokens are learnt: behind each stands its label.",
     "preferences": "Marked tokens are answers: chosen or good ones are to become likelier, others less so.",
@@ -80,8 +81,8 @@ def of_tokens(recipe: Recipe, data: Gathered, setup: LanguageSetup) -> dict[str,
         for end, length, name, kind in zip(ends.tolist(), sizes, names_of, kinds, strict=True):
             ids, learnt = batch.tokens[end - length : end].numpy(), None
             labels: dict[int, str] = {}
-            if told is not None and task.kind != "embedding":
-                learnt, labels = supervision(ids, told[end - length : end].numpy(), task.kind, reader, names)
+            if told is not None and task.head != "embedding":
+                learnt, labels = supervision(ids, told[end - length : end].numpy(), task.head, reader, names)
             missing = max(0, int(originals[row] - lengths[row]))
             # Where labels stand on words the end is cut off; elsewhere only the task knows what it cut.
             cut = (_cut_place(ids, reader.special, "right"), missing) if missing and task.kind == "token" else None
@@ -97,7 +98,7 @@ def of_tokens(recipe: Recipe, data: Gathered, setup: LanguageSetup) -> dict[str,
             )
     return {
         "task": task.name,
-        "meaning": MEANING.get(task.name) or MEANING.get(task.kind, MEANING["causal"]),
+        "meaning": MEANING.get(task.name) or MEANING.get(task.head, MEANING["causal"]),
         "rows": len(lengths),
         "examples": examples,
     }

@@ -10,9 +10,11 @@ from finesmith.data.sources import refuse_twice
 from finesmith.discreet import discreet
 from finesmith.errors import DataError, RunError
 from finesmith.recipe import replace as replace_keys
+from finesmith.recipe.language import WRITTEN
 from finesmith.tasks.corpus import Choices, Contrast, Corpus, LaidOut, Reading, Speech
 from finesmith.tasks.language import LanguageTask
 from finesmith.tasks.preference_losses import Objective
+from finesmith.tasks.two_part import settled_for
 from finesmith.types import SPLITS, Examples, Finding, Split
 from finesmith.workflows.about import LONGEST
 from finesmith.workflows.mixture import Mixture, mixture_of
@@ -80,10 +82,13 @@ class Gathered:
     unfit: int = 0
 
 
-def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, longest: int) -> Gathered:
+def gather(
+    recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, longest: int, two_part: bool = False
+) -> Gathered:
     """Read, audit and split the data of a recipe; every row is accounted for in data.json.
 
-    `longest` is the most tokens that the model can take. Raises DataError for anything the data cannot give.
+    `longest` is the most tokens that the model can take; `two_part`: it is an encoder-decoder. Raises DataError for
+    anything the data cannot give.
     """
     from finesmith import tasks
 
@@ -92,6 +97,8 @@ def gather(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, *, long
     read = len(corpus) + sum(corpus.lost.values())
     limit = row_limit(recipe, longest)
     choices, lost = choices_of(recipe), dict(corpus.lost)
+    if recipe.task in WRITTEN:
+        choices = replace(choices, speech=settled_for(choices.speech, two_part=two_part))
     laid = kind.lay_out(corpus, tokenizer, choices, limit[0])
     if laid is not None:
         corpus, given = laid.corpus, [given[place] for place in laid.kept]

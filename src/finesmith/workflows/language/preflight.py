@@ -70,10 +70,15 @@ def looks(recipe: Recipe, data: Gathered, setup: Setup) -> Iterator[Probed]:
     if answers is not None and data.unfit:
         others = sum(len(data.ids[name]) for name in SPLITS[1:])
         answers = replace(answers, lost=data.unfit, others=others)
+    if answers is not None and data.task.head == "seq2seq":
+        # What generation writes before it chooses must be the beginning of an answer.
+        begun = {row: [*prompt, *network.start[1:]] for row, prompt in answers.prompts.items()}
+        answers = replace(answers, prompts=begun)
     yield from rows.look_at_rows(
         encoded.rows,
         answers,
-        causal=data.task.kind == "causal" and type(data.task).loss is LanguageTask.loss,
+        causal=data.task.head == "causal" and type(data.task).loss is LanguageTask.loss,
+        two_part=data.task.head == "seq2seq",
         beginning=beginning_of(tokenizer),
         decode=None if labels else lambda ids: str(tokenizer.decode(list(ids))),
         told=data.task.kind != "embedding",
@@ -155,7 +160,7 @@ def trials(recipe: Recipe, data: Gathered, setup: Setup) -> Iterator[Probed]:
     yield trials.neighbours_apart(module, answers, make, count)
     yield trials.alone_and_together(module, answers, make, count)
     yield trials.tiny_batch_learnt(module, loss_sum, make, count, setup.learning_rate, fall=fall)
-    if network.kind == "causal" and not network.prompt:
+    if network.kind in ("causal", "seq2seq") and not network.prompt:
         yield _generation(setup)
     if (
         sum(p.numel() * p.element_size() for p in network.classifier.parameters()) <= SAVED_AT_ONCE
@@ -211,8 +216,13 @@ def _few(data: Gathered, setup: Setup) -> tuple[Callable[[Sequence[int]], Batch]
         assert one.targets is not None
         told = (one.targets != -100).nonzero()
         end = min(len(one.tokens), int(told.max()) + 2) if len(told) else len(one.tokens)
+        first = end - TRIAL_TOKENS
+        if data.task.head == "seq2seq":
+            # Something of the prompt stays, and the beginning of the answer.
+            begin = int(told.min())
+            first, end = begin - TRIAL_TOKENS // 2, min(end, begin + TRIAL_TOKENS // 2)
         # Rows keep unequal lengths when they are cut.
-        part = slice(max(0, end - TRIAL_TOKENS + 8 * (len(chosen) - len(rows))), end)
+        part = slice(max(0, first + 8 * (len(chosen) - len(rows))), end)
         size = torch.tensor([part.stop - part.start], device=device)
         segments = None if one.segments is None else one.segments[part]
         rows.append(Batch(one.tokens[part], size, segments, one.targets[part], one.ids))

@@ -92,7 +92,7 @@ def set_up(
     encoded = {name: task.begin(network, rows, cache=cache_folder(recipe), key=key) for name, rows in encoded.items()}
     if recipe.method.freeze_layers:
         freeze_lowest(network.classifier, recipe.method.freeze_layers)
-    options = adapting.put_adapter(recipe, network, task.purpose)
+    options = adapting.put_adapter(recipe, network, "seq2seq" if task.head == "seq2seq" else task.purpose)
     adapting.prepare_blocks(recipe, network)
     encoded = {name: task.narrow(rows, name) for name, rows in encoded.items()}
     settled = {key: reason for key, (value, reason) in task.settled.items() if value_of(recipe, key) != value}
@@ -109,7 +109,7 @@ def set_up(
         why["train.micro_batch_size"] = "the most that is forecast to fit into memory"
     pooling = network.pooling if isinstance(network, Encoder) else None
     facts = model_facts(recipe, base, network, report, device, forecast, options, pooling)
-    run.write_json("model.json", {**facts, "head": task.kind})
+    run.write_json("model.json", {**facts, "head": task.head})
     return Setup(
         device=device,
         base=base,

@@ -49,6 +49,7 @@ def begin(
     """Gather the rows and set the model up."""
     from finesmith import tasks
     from finesmith.models.load import find, load_tokenizer
+    from finesmith.models.native_config import config_of
     from finesmith.workflows.language.gather import gather
     from finesmith.workflows.language.setup import set_up
     from finesmith.workflows.setup import longest_sequence, require_known
@@ -58,7 +59,8 @@ def begin(
     base = find(recipe.model.base, recipe.model.revision)
     tokenizer = load_tokenizer(base, template=tasks.language_task(recipe.task).speaks)
     require_known(base, tokenizer)
-    data = gather(recipe, run, tokenizer, longest=longest_sequence(base, tokenizer, recipe))
+    two_part = bool(config_of(base).is_encoder_decoder)
+    data = gather(recipe, run, tokenizer, longest=longest_sequence(base, tokenizer, recipe), two_part=two_part)
     if reason is not None:
         data.why["task"] = reason
     enter(run, "model", earlier)
