@@ -23,8 +23,9 @@ from finesmith.models.dropout import quicken_dropout
 from finesmith.models.forward import Network
 from finesmith.models.language import choose_token_attention
 from finesmith.models.load import choose_attention
+from finesmith.models.runner import decoder_start
 from finesmith.models.token_heads import TokenNetwork
-from finesmith.models.token_loss import seq2seq_loss, token_loss
+from finesmith.models.token_loss import token_loss
 from finesmith.types import Batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
@@ -167,7 +168,7 @@ SEQ2SEQ = {
 def test_encoder_decoders_give_the_same_to_rounding(name: str, runs: list[int]) -> None:
     torch.manual_seed(0)
     model: Any = AutoModelForSeq2SeqLM.from_config(copy.deepcopy(SEQ2SEQ[name])).double()
-    network = Network(model, model, None, False, "", 0)  # type: ignore[arg-type]
+    network = TokenNetwork(model, model, None, False, "", 0, kind="seq2seq", start=decoder_start(model))  # type: ignore[arg-type]
     lengths = [7, 9, 12]
     random = torch.Generator().manual_seed(1)
     tokens = torch.randint(3, 101, (sum(lengths),), generator=random)
@@ -176,7 +177,7 @@ def test_encoder_decoders_give_the_same_to_rounding(name: str, runs: list[int]) 
         targets[end - 3 : end] = tokens[end - 3 : end]
     batch = Batch(tokens, torch.tensor(lengths), None, targets, torch.arange(3))
     # What all blocks of the decoder read gets its gradients block by block.
-    check(network, lambda: seq2seq_loss(network, batch)[0], runs, 4, tolerance=1e-12)
+    check(network, lambda: token_loss(network, batch)[0], runs, 4, tolerance=1e-12)
 
 
 def test_bfloat16_under_autocast_gives_the_same_bits() -> None:

@@ -258,7 +258,7 @@ def test_a_fault_of_ours_is_told_alike(job: Job, tmp_path: Path) -> None:
     found = []
     for forked in (True, False):
         out = tmp_path / f"run-{forked}"
-        status, _, err = ended(job.tune(out, first=first, forked=forked))
+        status, _, err = ended(job.tune(out, first=first))
         found.append((status, err.replace(str(out), "OUT"), read(out, "run.json")["error"]))
     assert found[0] == found[1]
     assert found[0][0] == 1
@@ -369,13 +369,12 @@ def test_killed_around_the_rest_of_the_audit(
     assert (out / "audit.json").read_text() == (whole / "audit.json").read_text()
 
 
-@pytest.mark.parametrize("forked", [True, False])
 def test_stopped_right_after_the_first_step(
-    forked: bool, job: Job, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: Job, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
     first = AROUND.format(before="SIGTERM", after="")
-    status, _, err = ended(job.tune(out, first=first, forked=forked))
+    status, _, err = ended(job.tune(out, first=first))
     assert status == 128 + signal.SIGTERM, err
     assert [event["step"] for event in events(out, "step")] == [1]
     assert audits(out) == LATE

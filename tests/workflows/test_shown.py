@@ -152,7 +152,7 @@ def test_chats_of_any_task_are_shown_with_the_answer_marked(shared: Path) -> Non
     task = SimpleNamespace(
         name="chats", kind="causal", labels=None,
         batch=lambda encoded, at, ids, epoch, seed, device: ragged(encoded.rows, at, ids=ids, device=device),
-        taught=lambda encoded, batch: None,
+        taught=lambda encoded, batch: None, head="causal",
     )  # fmt: skip
     encoded = SimpleNamespace(rows=rendered.rows, lengths=rendered.rows.lengths())
     data = SimpleNamespace(task=task, ids={"train": np.arange(4)}, places=where)
