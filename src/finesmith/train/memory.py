@@ -134,7 +134,8 @@ def estimate(shape: Shape, lengths: Sequence[int], *, free: int, dtype: str, pad
 
     Scores are counted as if they were kept, which they are on a CPU with dropout and not by a fused GPU kernel.
     Weights, gradients and both AdamW moments are float32; bfloat16 training keeps a second copy of the weights. Where
-    layers are recomputed (Chen et al. 2016, arXiv:1604.06174) each keeps h e, and one at a time all the rest.
+    layers are recomputed (Chen et al. 2016, arXiv:1604.06174) each keeps h e, and one at a time all the rest, with
+    gradients.
     """
     longest = max(lengths, default=0)
     counts = [longest] * len(lengths) if padded else list(lengths)
@@ -143,8 +144,9 @@ def estimate(shape: Shape, lengths: Sequence[int], *, free: int, dtype: str, pad
     blocks = (4 if shape.gated else 2) + (6 if shape.spelt_out else 0)
     per_token = shape.hidden * (8 * wide + 2) + blocks * shape.intermediate * wide
     per_pair = shape.score_copies * shape.heads * (2 * wide + 1)
-    # With layers recomputed one of them is whole at a time, and of the others there is what enters them.
-    whole = min(1, shape.trained_layers) if shape.recomputed else shape.trained_layers
+    # With layers recomputed one of them is whole at a time, with the gradients of most of it beside it (as measured),
+    # and of the others there is what enters them.
+    whole = min(1.75, shape.trained_layers) if shape.recomputed else shape.trained_layers
     entering = shape.layers * shape.hidden * wide if shape.recomputed else 0
     adapters = shape.adapter_width / max(1, shape.layers) if shape.recomputed else shape.adapter_width
     work = tokens * (4 * shape.hidden + blocks * shape.intermediate) * wide
